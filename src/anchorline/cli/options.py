@@ -1,0 +1,89 @@
+"""The options that several commands share, and how a command's words become a recipe.
+
+>>> is_recipe("recipes/harbour.yaml"), is_recipe("pairs.jsonl")
+(True, False)
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anchorline.cli.show import exit_code, print_summary, progress
+
+if TYPE_CHECKING:
+    from anchorline.recipe import Recipe
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/NAME]", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting of the recipe; may be repeated.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        help="apo_zero, apo_down, apo_zero_unpaired, dpo, kto, sft, or a sum: apo_zero=1,sft=0.2", show_default=False
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="embedded:smollm2-135m-instruct, a hub id, or a folder.", show_default=False)
+]
+
+
+def is_recipe(source: str) -> bool:
+    """A YAML file, or a folder (a run folder holds its recipe)."""
+    return Path(source).suffix.lower() in {".yaml", ".yml"} or Path(source).is_dir()
+
+
+def settings(overrides: Sequence[str] | None, **named: Any) -> list[str]:
+    """`--set` values, and behind them the options that were given, as overrides."""
+    given = [f"{key.replace('__', '.')}={value}" for key, value in named.items() if value is not None]
+    return [*(overrides or []), *given]
+
+
+def recipe_of_data(place: str, source: str, overrides: Sequence[str]) -> Recipe:
+    """A recipe around one data file, which goes to the setting `place`."""
+    from anchorline.recipe.config import override_setting, parse_recipe
+
+    data: dict[str, Any] = {"name": Path(source).stem.replace(" ", "-")[:64] or "run"}
+    override_setting(data, f"{place}={source}")
+    for override in overrides:
+        override_setting(data, override)
+    return parse_recipe(data, source="--set")
+
+
+def run_stage(
+    source: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    upto: str,
+    as_json: bool,
+    command: str,
+    data_setting: str | None = None,
+) -> None:
+    """Bring a run up to date through one stage, show how it went, and leave with the right exit code."""
+
+    def call() -> None:
+        from anchorline.recipe import load_recipe, run
+
+        if data_setting and not is_recipe(source):
+            recipe = recipe_of_data(data_setting, source, overrides)
+        else:
+            recipe = load_recipe(source, overrides)
+        folder = out or (Path(source) if Path(source).is_dir() else Path("runs") / recipe.name)
+        with progress() as shown:
+            summary = run(recipe, folder, upto=upto, progress=shown)
+        print_summary(summary, str(folder), as_json=as_json)
+
+    words = ["anchorline", command, source]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--out", str(out)] if out else []
+    raise typer.Exit(exit_code(call, again=shlex.join(words)))

@@ -1,0 +1,118 @@
+"""What the command line shows: progress bars on a terminal, one summary, errors as one line.
+
+>>> exit_code(lambda: None)
+0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from anchorline.errors import AnchorlineError
+from anchorline.progress import SILENT, Progress
+
+
+def exit_code(call: Callable[[], None], *, again: str = "") -> int:
+    """Make the call; 0, or 2 for the user's mistake, 1 for everything else, with one line on stderr.
+
+    `again` is the command that continues after Ctrl-C.
+    """
+    try:
+        call()
+    except AnchorlineError as error:
+        _complain(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain(f"stopped; what is finished is kept{f'. Continue with: {again}' if again else ''}")
+        return 1
+    except BrokenPipeError:
+        sys.stdout = None  # the reader has gone; there is nobody to tell
+        return 1
+    except OSError as error:
+        _complain(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        return 1
+    except Exception as error:
+        if os.environ.get("ANCHORLINE_DEBUG"):
+            traceback.print_exc()
+        _complain(
+            f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]} "
+            "(ANCHORLINE_DEBUG=1 shows where; please report it)"
+        )
+        return 1
+    return 0
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def progress(*, wanted: bool = True) -> Iterator[Progress]:
+    """Bars with rate and remaining time on a terminal, nothing elsewhere."""
+    if not wanted or not sys.stderr.isatty():
+        yield SILENT
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]} {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), speed_estimate_period=60) as bars:
+        yield _Shown(bars)
+
+
+class _Shown:
+    def __init__(self, bars: Any) -> None:
+        self.bars = bars
+
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """A bar of its own; it stays when the task is over."""
+        task = self.bars.add_task(label, total=total, unit=unit, rate="")
+
+        def advance(count: int) -> None:
+            self.bars.advance(task, count)
+            speed = self.bars.tasks[task].speed
+            self.bars.update(task, rate=f"({speed:.1f}/s)" if speed and total > 1 else "")
+
+        yield advance
+
+
+def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> None:
+    """The run in a few lines, or its summary as JSON."""
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    style, drift, preference = summary["style"], summary["drift"], summary["preference"]
+    print(f"{summary['name']}: {summary['pairs']} pairs, {summary['failures']} rows left out")
+    if style["after"]["all"] is not None:
+        before, after = (f"{style[side]['all']:.1%}" for side in ("before", "after"))
+        print(f"all rules kept: {before} before, {after} after ({style['n']} held-out prompts)")
+    if drift["kl_per_token"] is not None:
+        print(f"drift: {drift['kl_per_token']:.3f} nats a token on {drift['prompts']} general prompts")
+    if preference["accuracy"] is not None:
+        print(f"preference accuracy: {preference['accuracy']:.1%} of {preference['n']} held-out pairs")
+    seconds = sum(summary["seconds"].values())
+    print(f"{seconds:.0f} s, at most {summary['peak_rss_gib']:.1f} GiB; everything is in {folder}")

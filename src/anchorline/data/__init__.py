@@ -1,0 +1,66 @@
+"""Data files: rows in and out, in the formats that TRL reads, with every bad row named by file, line and field.
+
+>>> pair_to_row(pair_from_row({"prompt": "Hi", "chosen": "Good day.", "rejected": "Yo"}), layout="plain")["chosen"]
+'Good day.'
+"""
+
+from __future__ import annotations
+
+from anchorline.data.files import scan_rows, write_rows
+from anchorline.data.formats import (
+    Layout,
+    answer_from_row,
+    answer_to_row,
+    failure_from_row,
+    failure_to_row,
+    messages_to_rows,
+    pair_from_row,
+    pair_to_row,
+    prompt_from_row,
+    prompt_to_row,
+    unpaired_from_row,
+    unpaired_to_row,
+)
+from anchorline.data.jsonl import (
+    Appended,
+    append_jsonl,
+    read_appended,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from anchorline.data.load import Loaded, read_pairs, read_prompts, read_unpaired
+from anchorline.data.split import Kept, Split, drop_overlap, split
+
+__all__ = [
+    "Appended",
+    "Kept",
+    "Layout",
+    "Loaded",
+    "Split",
+    "answer_from_row",
+    "answer_to_row",
+    "append_jsonl",
+    "drop_overlap",
+    "failure_from_row",
+    "failure_to_row",
+    "messages_to_rows",
+    "pair_from_row",
+    "pair_to_row",
+    "prompt_from_row",
+    "prompt_to_row",
+    "read_appended",
+    "read_json",
+    "read_jsonl",
+    "read_pairs",
+    "read_prompts",
+    "read_unpaired",
+    "scan_rows",
+    "split",
+    "unpaired_from_row",
+    "unpaired_to_row",
+    "write_json",
+    "write_jsonl",
+    "write_rows",
+]

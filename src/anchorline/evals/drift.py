@@ -1,0 +1,72 @@
+"""What else changed? How far the model moved on prompts that have nothing to do with the style.
+
+Along the reference's own answers to general prompts, at every token, the exact KL(policy ‖ reference) over the vocabulary,
+and the change in that token's log-prob. Both are 0 for a model that is unchanged there.
+
+>>> drift(subject, answers, seed=0)["kl_per_token"]  # doctest: +SKIP
+0.081
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anchorline.data import messages_to_rows
+from anchorline.evals.stats import bootstrap_mean
+from anchorline.evals.subject import Subject
+from anchorline.progress import SILENT, Progress
+from anchorline.train.tokenise import BoundaryError, Example, encode
+from anchorline.types import Answer
+
+MOST = 5
+"""Prompts that drifted most, kept for the report."""
+
+
+def drift(subject: Subject, answers: Sequence[Answer], *, seed: int, progress: Progress = SILENT) -> dict[str, Any]:
+    """Means over all tokens, in nats, with a bootstrap 95 % interval over prompts.
+
+    `answers` are the reference's own, to general prompts.
+    """
+    from anchorline.train.divergence import token_divergence
+
+    rows: list[dict[str, Any]] = []
+    with progress.task("drift", total=len(answers), unit="prompts") as advance, subject.arithmetic():
+        for answer in answers:
+            example = _example(answer, subject)
+            if example is not None:
+                both = token_divergence(
+                    subject.policy.model, subject.reference, subject.switched_off(), example, packed=subject.packed
+                )
+                rows.append(
+                    {
+                        "id": answer.id,
+                        "prompt": messages_to_rows(answer.prompt),
+                        "tokens": len(both.kl),
+                        "kl_per_token": float(both.kl.mean()),
+                        "logprob_change_per_token": float(both.change.mean()),
+                    }
+                )
+            advance(1)
+    lengths = [row["tokens"] for row in rows]
+    kl = bootstrap_mean([row["kl_per_token"] for row in rows], seed=seed, weights=lengths)
+    change = bootstrap_mean([row["logprob_change_per_token"] for row in rows], seed=seed, weights=lengths)
+    return {
+        "prompts": len(rows),
+        "tokens": sum(lengths),
+        "kl_per_token": kl.mean,
+        "low": kl.low,
+        "high": kl.high,
+        "logprob_change_per_token": change.mean,
+        "most": sorted(rows, key=lambda row: -row["kl_per_token"])[:MOST],
+    }
+
+
+def _example(answer: Answer, subject: Subject) -> Example | None:
+    try:
+        prompt, response = encode(answer.prompt, answer.text, subject.template)
+    except BoundaryError:
+        return None
+    # a cut answer did not end there: the end-of-turn token is the template's, not the reference's
+    response = response[:-1] if answer.finish == "length" else response
+    return Example(answer.id, prompt, (response,), (None,)) if response else None

@@ -1,0 +1,57 @@
+"""The trained model beside its reference, ready to be compared.
+
+>>> subject = load_subject(folder / "model", "embedded:smollm2-135m-instruct", TrainSettings())  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anchorline.llm.models import Loaded, adapter_base, end_of_turn, load
+from anchorline.train.attention import PACKED
+from anchorline.train.config import TrainSettings
+from anchorline.train.run import autocast
+from anchorline.train.tokenise import Template
+
+
+class Subject(NamedTuple):
+    """A trained model and its reference. With an adapter both are one model, and `switched_off` is the reference."""
+
+    policy: Loaded
+    reference: Any
+    switched_off: Callable[[], AbstractContextManager[Any]]
+    packed: bool
+
+    @property
+    def template(self) -> Template:
+        """The tokenizer and the ids that end a turn."""
+        return Template(self.policy.tokenizer, end_of_turn(self.policy))
+
+    @property
+    def pad(self) -> int:
+        """The padding token's id."""
+        pad = self.policy.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        return pad
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The number format in which training computed its log-probs."""
+        return autocast(self.policy)
+
+
+def load_subject(trained: Path, model: str, settings: TrainSettings) -> Subject:
+    """Load what training wrote, and its reference `model`, in the format that training used."""
+    policy = load(str(trained), dtype=settings.dtype)
+    if adapter_base(trained):
+        return Subject(policy, policy.model, policy.model.disable_adapter, settings.forward == "packed")
+    return Subject(policy, load(model, dtype=settings.dtype).model, nullcontext, settings.forward == "packed")
+
+
+def attend(subject: Subject, how: str) -> None:
+    """Let both models attend "packed" (for log-probs) or "plain" (for answering)."""
+    if subject.packed:
+        for model in (subject.policy.model, subject.reference):
+            model.set_attn_implementation(PACKED if how == "packed" else "sdpa")

@@ -1,0 +1,128 @@
+"""Answers from a model in this process: batched, seeded, sorted by length, and the same after a restart.
+
+Batches are planned from the whole list of prompts, so a run that was killed and continues writes the very answers that
+it would have written. A row that has ended leaves its batch, so nobody computes for it any more.
+
+>>> for batch in answer_batches(loaded, prompts, SampleSettings(), seed=0):  # doctest: +SKIP
+...     print(len(batch), batch[0].text)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+
+from anchorline.llm.cache_room import roomy_cache
+from anchorline.llm.models import Loaded, end_of_turn
+from anchorline.llm.types import SampleSettings
+from anchorline.types import Answer, Prompt
+
+SHRINK_BELOW = 0.8
+"""A batch is cut down to its unfinished rows when this share or less of it is unfinished."""
+
+
+def answer_batches(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    settings: SampleSettings,
+    *,
+    seed: int,
+    done: Collection[str] = (),
+) -> Iterator[list[Answer]]:
+    """Answer every prompt whose id is not in `done`, a batch at a time, longest prompts first.
+
+    A batch of which only a part is in `done` is answered again as a whole, and only the missing part is given out.
+    """
+    rows = [prompt_tokens(loaded, prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (-len(rows[i]), i))
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        if all(prompts[i].id in done for i in batch):
+            continue
+        # the seed belongs to the batch's place, so that a batch does not depend on those before it
+        digest = hashlib.sha256(f"{seed}:{start}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        answers = _decode(loaded, [rows[i] for i in batch], settings, generator)
+        ends = end_of_turn(loaded)
+        yield [
+            _answer(loaded, prompts[i], tokens, ends)
+            for i, tokens in zip(batch, answers, strict=True)
+            if prompts[i].id not in done
+        ]
+
+
+def prompt_tokens(loaded: Loaded, prompt: Prompt) -> list[int]:
+    """The prompt under the model's chat template, up to where the assistant starts."""
+    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    text = loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return loaded.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def _answer(loaded: Loaded, prompt: Prompt, tokens: list[int], ends: frozenset[int]) -> Answer:
+    ended = bool(tokens) and tokens[-1] in ends
+    text = loaded.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return Answer(prompt.id, prompt.messages, text.strip(), "stop" if ended else "length")
+
+
+@torch.inference_mode()
+def _decode(
+    loaded: Loaded, rows: list[list[int]], settings: SampleSettings, generator: torch.Generator
+) -> list[list[int]]:
+    """The new tokens of each row, the end-of-turn token included where one came.
+
+    Letters: B rows still open, T tokens so far, V vocabulary.
+    """
+    model, device = loaded.model, loaded.model.device
+    ends = torch.tensor(sorted(end_of_turn(loaded)), device=device)
+    width = max(len(row) for row in rows)
+    pad = loaded.tokenizer.pad_token_id
+    tokens_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    # drawn for every row and step before the first, so that a row's luck does not depend on who else is still open
+    luck = torch.rand(len(rows), settings.max_new_tokens, generator=generator).to(device)
+    cache = roomy_cache(model.config, room=settings.max_new_tokens)
+    answers: list[list[int]] = [[] for _ in rows]
+    open_rows = torch.arange(len(rows), device=device)
+    finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+
+    for step in range(settings.max_new_tokens):
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -tokens_BT.shape[1] :]
+        logits_BV = model(
+            input_ids=tokens_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        chosen_B = _pick(logits_BV.float(), settings, luck[open_rows, step])
+        for row, token, over in zip(open_rows.tolist(), chosen_B.tolist(), finished.tolist(), strict=True):
+            if not over:
+                answers[row].append(token)
+        finished = finished | torch.isin(chosen_B, ends)
+        if bool(finished.all()):
+            break
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(open_rows), 1)], dim=1)
+        if int((~finished).sum()) <= SHRINK_BELOW * len(open_rows):
+            keep = (~finished).nonzero().squeeze(-1)
+            cache.batch_select_indices(keep)
+            open_rows, chosen_B, mask_BT, finished = open_rows[keep], chosen_B[keep], mask_BT[keep], finished[keep]
+        tokens_BT = chosen_B[:, None]
+    return answers
+
+
+def _pick(logits_BV: torch.Tensor, settings: SampleSettings, luck_B: torch.Tensor) -> torch.Tensor:
+    """One token a row: the likeliest at temperature 0, else where the row's luck falls in the distribution."""
+    if settings.temperature == 0:
+        return logits_BV.argmax(-1)
+    probs_BV = (logits_BV / settings.temperature).softmax(-1)
+    if settings.top_p < 1:
+        sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
+        # a token stays while those before it have not reached top_p together
+        sorted_BV = sorted_BV * ((sorted_BV.cumsum(-1) - sorted_BV) < settings.top_p)
+        probs_BV = torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV)
+    sums_BV = probs_BV.double().cumsum(-1)
+    return torch.searchsorted(sums_BV, (luck_B.double() * sums_BV[:, -1])[:, None], right=True).squeeze(-1)

@@ -1,0 +1,163 @@
+"""From a model id to a folder, and from a folder to a model and its tokenizer.
+
+An id is `embedded:NAME`, a folder with `config.json`, or a hub id `owner/name` (through `HF_HOME`, `HF_TOKEN`). A folder
+that holds a PEFT adapter is loaded together with the base model that it names.
+
+>>> resolve("embedded:smollm2-135m-instruct")  # doctest: +SKIP
+PosixPath('/home/me/.cache/anchorline/models/smollm2-135m-instruct-3f2a…')
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from anchorline.errors import MissingExtra, ModelError
+from anchorline.llm.device import Device, DtypeName, pick_device
+from anchorline.llm.embedded import PREFIX, embedded_path
+from anchorline.llm.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+BLOCK = 1 << 20
+
+
+class Loaded(NamedTuple):
+    """A causal language model in eval mode on its device, its tokenizer, and where it came from."""
+
+    model: Any
+    """transformers' model, or PEFT's around it."""
+    tokenizer: PreTrainedTokenizerBase
+    path: Path
+    device: Device
+
+
+def resolve(model: str) -> Path:
+    """The local folder behind a model id; hub ids are fetched or found in the hub's cache.
+
+    Raises:
+        ModelError: nothing is there, and what to do about it.
+
+    """
+    if model.startswith(PREFIX):
+        return embedded_path(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
+            raise ModelError(
+                f"the folder {model} holds no model: config.json or adapter_config.json was expected in it"
+            )
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or not HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"no model at {model!r}: expected embedded:smollm2-135m-instruct, an existing folder, or a hub id owner/name"
+        )
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.txt"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"the model {model!r} could not be fetched from the hub ({first_line(error)}); check the id, the network and "
+            "HF_TOKEN, or name a local folder"
+        ) from error
+
+
+def load(model: str, *, dtype: DtypeName = "auto") -> Loaded:
+    """Load a model for answering or training.
+
+    Raises:
+        ModelError: it is missing, not a causal language model, or has no chat template.
+        MissingExtra: torch and transformers are not installed.
+
+    """
+    device = pick_device(dtype)
+    path = resolve(model)
+    try:
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra("running a model", "train") from error
+    base = adapter_base(path)
+    with quiet():
+        try:
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                resolve(base) if base else path, dtype=torch_dtype(device)
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            if base:
+                from peft import PeftModel
+
+                network = PeftModel.from_pretrained(network, str(path))
+        except ModelError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"the model {model!r} could not be loaded: {first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"the model {model!r} has no chat template; anchorline aligns chat models")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Loaded(network.to(device.name).eval(), tokenizer, path, device)
+
+
+def torch_dtype(device: Device) -> torch.dtype:
+    """The torch object for the device's dtype name."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[device.dtype]
+
+
+def adapter_base(path: Path) -> str | None:
+    """The id of the model under the PEFT adapter in this folder, or None where it holds whole weights."""
+    file = path / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise ModelError(f"{file} names no base model (base_model_name_or_path)")
+    return base
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, bounded, for a message of ours."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def end_of_turn(loaded: Loaded) -> frozenset[int]:
+    """The token ids at which the model stops."""
+    configured = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, loaded.tokenizer.eos_token_id] if i is not None)
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of what decides a model's outputs: config, tokenizer, template, and its weights.
+
+    Of each weight file the size and 16 blocks of 1 MiB spread over it are read, so that a large model takes
+    milliseconds; two fine-tunes of one model differ in every block.
+    """
+    base = adapter_base(path)
+    digest = hashlib.sha256(fingerprint(resolve(base)).encode() if base else b"")
+    for file in sorted(p for p in path.iterdir() if p.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}):
+        size = file.stat().st_size
+        digest.update(json.dumps([file.name, size]).encode())
+        with file.open("rb") as f:
+            for k in range(16 if size > 16 * BLOCK else 1):
+                f.seek(k * (size // 16))
+                digest.update(f.read(BLOCK if size > 16 * BLOCK else size))
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""CLAIR with the style's own repairs as the reviser: (rejected, chosen) = (the policy's answer, that answer repaired).
+
+Only a real improvement becomes a pair. An answer that keeps all rules already, whose repair does not pass, or of which
+nothing is left, is a failure that says so.
+
+>>> from anchorline.style import parse_style
+>>> from anchorline.types import Message
+>>> style = parse_style({"name": "calm", "rules": [{"kind": "no_exclamation"}]})
+>>> answer = Answer("a1", (Message("user", "Hi"),), "Hello! Here it is.", "stop")
+>>> clair_pairs([answer], style, policy="m").pairs[0].chosen
+'Hello. Here it is.'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from anchorline.errors import DataError
+from anchorline.style import Style, repair
+from anchorline.types import Answer, Failure, Pair, Provenance
+
+STAGE = "pairs"
+
+
+class Made(NamedTuple):
+    """The pairs, and the answers that did not become one."""
+
+    pairs: list[Pair]
+    failures: list[Failure]
+
+
+def clair_pairs(answers: Iterable[Answer], style: Style, *, policy: str) -> Made:
+    """One pair or one failure for each answer, in the order of the answers.
+
+    Failure kinds: `empty` (there was no answer), `unchanged` (it keeps every rule already), `broken` (its repair still
+    breaks a rule), `too_long` (a style does not read it), `emptied` (the repair left nothing of the answer's own words).
+    """
+    made = Made([], [])
+    for answer in answers:
+        pair = _revise(answer, style, policy)
+        if isinstance(pair, Pair):
+            made.pairs.append(pair)
+        else:
+            made.failures.append(pair)
+    return made
+
+
+def _revise(answer: Answer, style: Style, policy: str) -> Pair | Failure:
+    if not answer.text.strip():
+        return Failure(answer.id, STAGE, "empty", "the model's answer is empty")
+    try:
+        repaired = repair(style, answer.prompt, answer.text)
+    except DataError as error:
+        return Failure(answer.id, STAGE, "too_long", str(error))
+    details = {"answer": answer.text, "repaired": repaired.text, "touched": list(repaired.touched)}
+    if repaired.text == answer.text:
+        return Failure(answer.id, STAGE, "unchanged", "the answer keeps every rule already", details)
+    broken = [name for name, kept in repaired.kept.items() if not kept]
+    if broken:
+        reason = f"the repaired answer still breaks: {', '.join(broken)}"
+        return Failure(answer.id, STAGE, "broken", reason, details | {"broken": broken})
+    if repaired.own_words == 0:
+        return Failure(answer.id, STAGE, "emptied", "the repair left nothing of the answer's own words", details)
+    origin = Provenance("clair", policy, "rules", {"touched": list(repaired.touched), "finish": answer.finish})
+    return Pair(answer.id, answer.prompt, chosen=repaired.text, rejected=answer.text, provenance=origin)

@@ -1,0 +1,187 @@
+"""The recipe file: what a run is made of, checked before anything starts.
+
+>>> Recipe(model="embedded:smollm2-135m-instruct", prompts=Prompts(train="prompts.jsonl")).train.beta
+0.1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anchorline.errors import RecipeError
+from anchorline.evals.settings import EvalSettings
+from anchorline.llm.types import SampleSettings
+from anchorline.pairs.settings import PairSettings
+from anchorline.train.config import TrainSettings
+
+MAX_BYTES = 1_000_000
+
+
+class Prompts(BaseModel):
+    """Where the prompts come from: files (.jsonl, .json, .parquet) or hub ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: str
+    """Prompts whose answers become pairs."""
+    heldout: str | float = 0.2
+    """Prompts that evaluation uses: a file, or the share of `train` that is held out."""
+    general: str | None = None
+    """Prompts that have nothing to do with the style: drift is measured on them."""
+    system: str | None = None
+    """A system message for each training and held-out prompt that has none. General prompts are left as they are."""
+    limit: int | None = Field(None, ge=1)
+    """Use only this many of the training prompts, the first ones."""
+
+
+class Recipe(BaseModel):
+    """One run, from prompts to an aligned model and a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("run", pattern=r"^[\w][\w.-]{0,63}$")
+    """Names the run folder: runs/NAME."""
+    model: str | None = None
+    """The policy: embedded:smollm2-135m-instruct, a hub id, or a folder."""
+    style: str | None = None
+    """The style's YAML file."""
+    trust_code: bool = False
+    """Let the style's rules of kind `python` import and run the functions that they name."""
+    strict: bool = False
+    """Stop at the first malformed row instead of reporting it and going on."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of sampling, the order of the pairs, and the adapter's first weights."""
+    prompts: Prompts | None = None
+    sample: SampleSettings = SampleSettings()
+    pairs: PairSettings = PairSettings()
+    train: TrainSettings = TrainSettings()
+    eval: EvalSettings = EvalSettings()
+
+
+PATHS = (
+    ("model",),
+    ("style",),
+    ("prompts", "train"),
+    ("prompts", "heldout"),
+    ("prompts", "general"),
+    ("pairs", "file"),
+)
+"""Settings that may name a file: relative ones are looked up beside the recipe."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and lay `key=value` overrides over it (`train.epochs=2`; values are YAML).
+
+    Relative paths of files in the recipe are taken from the recipe's folder; those in overrides, and in the resolved
+    recipe of a run folder (which may be named instead of a file), from the current one.
+
+    Raises:
+        RecipeError: one line that names the file, the setting, what was got and what was expected.
+
+    """
+    path = Path(path)
+    resolved = path.is_dir() and (path / "recipe.yaml").is_file()
+    path = path / "recipe.yaml" if resolved else path
+    data = _read(path)
+    for keys in () if resolved else PATHS:
+        _beside(data, keys, path.parent)
+    for override in overrides:
+        override_setting(data, override)
+    return parse_recipe(data, source=str(path))
+
+
+def parse_recipe(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """Check a mapping; `source` opens the error messages."""
+    try:
+        return Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {problem(error)}") from error
+
+
+def override_setting(data: dict[str, Any], override: str) -> None:
+    """Lay one `a.b=value` over a recipe's data. A mapping that is named by one of its keys is made where it is missing."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override}: expected key=value, such as train.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not YAML ({_first(error)})") from error
+    place = data
+    for part in parts[:-1]:
+        inner = place.get(part)
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override}: {part} is {inner!r}, not a group of settings")
+        place[part] = inner = dict(inner)
+        place = inner
+    place[parts[-1]] = value
+
+
+def problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as a line; how many more there are."""
+    first, *more = error.errors()
+    place = ".".join(str(part) for part in first["loc"])
+    got = first.get("input")
+    if first["type"] == "extra_forbidden":
+        text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
+    elif first["type"] == "value_error":
+        text = f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    else:
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        text = f"{place}: got {_short(got)}, but {expected}"
+    return text + (f" (and {len(more)} more)" if more else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"{path}: cannot read the recipe ({error.strerror or error}); give the path of a YAML file"
+        ) from None
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{path}: has {len(raw)} bytes, at most {MAX_BYTES} are read; is this a recipe?")
+    try:
+        data = yaml.safe_load(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: is not YAML: {_first(error)}") from None
+    except (RecursionError, ValueError) as error:
+        raise RecipeError(f"{path}: is not YAML that can be read: {str(error)[:200]}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RecipeError(f"{path}: holds {_short(data)}, expected settings such as `model:` and `prompts:`")
+    return data
+
+
+def _beside(data: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
+    place: Any = data
+    for key in keys[:-1]:
+        place = place.get(key) if isinstance(place, dict) else None
+    value = place.get(keys[-1]) if isinstance(place, dict) else None
+    if not isinstance(value, str) or "\0" in value:
+        return
+    beside = folder / Path(value).expanduser()
+    # a model or data set may be a hub id: only what lies there, or can only be a file, is a path
+    if keys[-1] in ("model", "file") and not beside.exists():
+        return
+    if keys[0] == "prompts" and not beside.exists() and not Path(value).suffix:
+        return
+    place[keys[-1]] = str(beside)
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,115 @@
+"""What the stages of one run share: the recipe, the run folder, the style, the loaded model, the progress display.
+
+>>> run = RunContext(recipe, Path("runs/harbour"))  # doctest: +SKIP
+>>> run.path("pairs.jsonl")  # doctest: +SKIP
+PosixPath('runs/harbour/pairs.jsonl')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from anchorline.data import (
+    answer_from_row,
+    answer_to_row,
+    append_jsonl,
+    prompt_from_row,
+    read_appended,
+    read_jsonl,
+    write_jsonl,
+)
+from anchorline.errors import RecipeError
+from anchorline.llm.types import SampleSettings
+from anchorline.progress import SILENT, Progress
+from anchorline.recipe.config import Recipe
+from anchorline.style import Style, load_style
+from anchorline.types import Answer, Prompt
+
+if TYPE_CHECKING:
+    from anchorline.llm.models import Loaded
+
+T = TypeVar("T")
+
+
+class RunContext:
+    """One run's recipe and folder; it loads the style and the model at first use."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> None:
+        self.recipe, self.folder, self.progress = recipe, folder, progress
+        self._loaded: Loaded | None = None
+
+    def path(self, name: str) -> Path:
+        """A file in the run folder."""
+        return self.folder / name
+
+    def need(self, value: T | None, setting: str, stage: str) -> T:
+        """The value, or a RecipeError that says which setting the stage lacks."""
+        if value is None:
+            raise RecipeError(f"the stage {stage} needs the setting `{setting}`, which the recipe lacks")
+        return value
+
+    def model(self, stage: str) -> str:
+        """The policy's id."""
+        return self.need(self.recipe.model, "model", stage)
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """A hash of the policy's weights, tokenizer and template."""
+        from anchorline.llm.models import fingerprint, resolve
+
+        return fingerprint(resolve(self.model("sample")))
+
+    @cached_property
+    def style(self) -> Style:
+        """The recipe's style."""
+        return load_style(self.need(self.recipe.style, "style", "pairs"), trust_code=self.recipe.trust_code)
+
+    def loaded(self) -> Loaded:
+        """The policy as it came, loaded once for the stages that ask it."""
+        if self._loaded is None:
+            from anchorline.llm.models import load
+
+            with self.progress.task(f"load {self.recipe.model}", total=1, unit="model") as advance:
+                self._loaded = load(self.model("sample"), dtype=self.recipe.train.dtype)
+                advance(1)
+        return self._loaded
+
+    def release(self) -> None:
+        """Forget the loaded model: the next stage has one of its own."""
+        self._loaded = None
+
+    def read(self, name: str, parse: Callable[..., T]) -> list[T]:
+        """The rows of a file in the run folder, as `parse` reads them; none where there is no file."""
+        file = self.path(name)
+        return [parse(row) for _, row in read_jsonl(file)] if file.is_file() else []
+
+    def write(self, name: str, rows: Iterable[T], render: Callable[[T], dict]) -> None:
+        """Replace a file of rows in the run folder."""
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.path(name), [render(row) for row in rows])
+
+    def prompts(self, name: str) -> list[Prompt]:
+        """A file of prompts in the run folder."""
+        return self.read(name, prompt_from_row)
+
+    def answer(self, loaded: Loaded, prompts: Sequence[Prompt], settings: SampleSettings, name: str) -> list[Answer]:
+        """Answer the prompts into file `name`, keeping every finished batch in `name`.partial until all are there."""
+        from anchorline.llm.hf_local import answer_batches
+
+        partial = self.path(name + ".partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        done = {row["id"]: answer_from_row(row) for _, row in read_appended(partial).rows}
+        label = Path(name).stem
+        with self.progress.task(f"answers: {label}", total=len(prompts), unit="answers") as advance:
+            advance(len(done))
+            for batch in answer_batches(loaded, prompts, settings, seed=self.recipe.seed, done=done.keys()):
+                append_jsonl(partial, [answer_to_row(answer) for answer in batch])
+                done |= {answer.id: answer for answer in batch}
+                advance(len(batch))
+        answers = [done[prompt.id] for prompt in prompts]
+        self.write(name, answers, answer_to_row)
+        partial.unlink(missing_ok=True)
+        return answers

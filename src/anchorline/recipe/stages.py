@@ -1,0 +1,409 @@
+"""The stages of a run, in their order: what each reads, what it writes, and which settings it depends on.
+
+    prompts    prompts.jsonl, evals/prompts.jsonl, evals/general-prompts.jsonl
+    sample     answers.jsonl                    the policy answers the training prompts
+    baseline   evals/before.jsonl, evals/general.jsonl    it answers the held-out and the general ones
+    pairs      pairs.jsonl                      answers become pairs (or `given`: pairs are read from a file)
+    measure    measure.json                     how contrastive the pairs are
+    train      train/, reference/, model/
+    evaluate   evals/*.json                     before against after
+    report     report.html, README.md, summary.json
+
+>>> [stage.name for stage in STAGES][:3]
+['prompts', 'sample', 'baseline']
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anchorline.data import (
+    answer_from_row,
+    drop_overlap,
+    failure_to_row,
+    pair_from_row,
+    pair_to_row,
+    prompt_to_row,
+    read_appended,
+    read_pairs,
+    read_prompts,
+    read_unpaired,
+    scan_rows,
+    split,
+    unpaired_from_row,
+    unpaired_to_row,
+    write_json,
+    write_jsonl,
+)
+from anchorline.errors import DataError, RecipeError
+from anchorline.llm.types import SampleSettings
+from anchorline.objectives.names import DESCRIPTIONS
+from anchorline.pairs import clair_pairs
+from anchorline.recipe.config import Recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.manifest import content_hash
+from anchorline.types import Failure, Pair, Prompt, Unpaired
+
+
+class Stage(NamedTuple):
+    """One step of a run."""
+
+    name: str
+    help: str
+    inputs: tuple[str, ...]
+    """Files of the run folder that it reads."""
+    outputs: tuple[str, ...]
+    """What it writes; removed before it starts over."""
+    settings: Callable[[RunContext], dict[str, Any]]
+    """What it reads besides: settings, and hashes of files outside the run folder."""
+    act: Callable[[RunContext], list[Failure]]
+    """Do it; the rows that fell out."""
+    wanted: Callable[[Recipe], bool] = lambda _: True
+    """Whether this recipe has the stage."""
+
+
+def read_sources(run: RunContext) -> tuple[list[Prompt], list[Prompt], list[Prompt], list[Failure]]:
+    """Training, held-out and general prompts, and the rows that could not be used.
+
+    A prompt that is held out is never trained on, whatever its capitals and spaces.
+    """
+    sources, strict = run.recipe.prompts, run.recipe.strict
+    assert sources is not None
+    loaded = read_prompts(sources.train, strict=strict, system=sources.system)
+    problems = list(loaded.problems)
+    failures: list[Failure] = []
+    if isinstance(sources.heldout, str):
+        other = read_prompts(sources.heldout, strict=strict, system=sources.system)
+        problems += other.problems
+        heldout = other.rows
+        kept = drop_overlap(loaded.rows, heldout)
+        train = kept.train
+        failures += [
+            Failure(p.id, "prompts", "heldout", "the prompt is also held out, so it is not trained on")
+            for p in kept.dropped
+        ]
+    else:
+        train, heldout = split(loaded.rows, heldout=sources.heldout, seed=run.recipe.seed)
+    general: list[Prompt] = []
+    if sources.general:
+        third = read_prompts(sources.general, strict=strict)
+        problems += third.problems
+        general = third.rows
+    failures += _malformed(problems)
+    return train[: sources.limit], heldout, general, failures
+
+
+def _malformed(problems: list[DataError]) -> list[Failure]:
+    return [Failure(f"{p.file}:{p.line}", "prompts", "malformed", str(p)) for p in problems]
+
+
+def _prompts(run: RunContext) -> list[Failure]:
+    train, heldout, general, failures = read_sources(run)
+    run.write("prompts.jsonl", train, prompt_to_row)
+    run.write("evals/prompts.jsonl", heldout, prompt_to_row)
+    run.write("evals/general-prompts.jsonl", general, prompt_to_row)
+    return failures
+
+
+def _prompts_settings(run: RunContext) -> dict[str, Any]:
+    sources = run.recipe.prompts
+    assert sources is not None
+    names = ("train", "heldout", "general")
+    return {
+        "prompts": sources.model_dump(exclude=set(names)),
+        "seed": run.recipe.seed,
+        "strict": run.recipe.strict,
+        **{name: _source(getattr(sources, name)) for name in names},
+    }
+
+
+def _source(source: str | float | None) -> Any:
+    """What a stage's key holds of a source: a file's content, wherever it lies; a hub id; a share."""
+    is_file = isinstance(source, str) and Path(source).is_file()
+    return content_hash(Path(source)) if is_file else source
+
+
+def _sample(run: RunContext) -> list[Failure]:
+    answers = run.answer(run.loaded(), run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")
+    return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
+
+
+def _baseline(run: RunContext) -> list[Failure]:
+    heldout, general = run.prompts("evals/prompts.jsonl"), run.prompts("evals/general-prompts.jsonl")
+    if heldout:
+        run.answer(run.loaded(), heldout, eval_sampling(run.recipe), "evals/before.jsonl")
+    if general:
+        settings = eval_sampling(run.recipe).model_copy(update={"max_new_tokens": run.recipe.eval.general_tokens})
+        run.answer(run.loaded(), general, settings, "evals/general.jsonl")
+    return []
+
+
+def eval_sampling(recipe: Recipe) -> SampleSettings:
+    """How held-out prompts are answered, before and after."""
+    asked = recipe.eval
+    return SampleSettings(
+        max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, batch_size=asked.batch_size
+    )
+
+
+def _pairs(run: RunContext) -> list[Failure]:
+    run.release()
+    policy = run.model("pairs")
+    made = clair_pairs(run.read("answers.jsonl", answer_from_row), run.style, policy=policy)
+    if not made.pairs:
+        counts = ", ".join(sorted({f.kind for f in made.failures}))
+        raise DataError(f"none of {len(made.failures)} answers became a pair ({counts}); see failures.jsonl")
+    run.write("pairs.jsonl", made.pairs, pair_to_row)
+    return made.failures
+
+
+def _given_pairs(run: RunContext) -> list[Failure]:
+    source = run.recipe.pairs.file
+    assert source is not None
+    rows, problems = read_given(run)
+    keys = split([Prompt(row.id, row.prompt) for row in rows], heldout=run.recipe.pairs.heldout, seed=run.recipe.seed)
+    held = {prompt.id for prompt in keys.heldout}
+    run.write("pairs.jsonl", [row for row in rows if row.id not in held], _row)
+    run.write("evals/given-pairs.jsonl", [row for row in rows if row.id in held and isinstance(row, Pair)], _row)
+    run.write("evals/prompts.jsonl", keys.heldout, prompt_to_row)
+    general = run.recipe.prompts.general if run.recipe.prompts else None
+    loaded = read_prompts(general, strict=run.recipe.strict) if general else None
+    run.write("evals/general-prompts.jsonl", loaded.rows if loaded else [], prompt_to_row)
+    return _malformed([*problems, *(loaded.problems if loaded else [])])
+
+
+def read_given(run: RunContext) -> tuple[list[Pair] | list[Unpaired], list[DataError]]:
+    """The rows of `pairs.file`: pairs, or single labelled answers where its first row has a `completion`."""
+    source = run.recipe.pairs.file
+    assert source is not None
+    first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
+    reader = read_unpaired if "completion" in first else read_pairs
+    loaded = reader(source, strict=run.recipe.strict)
+    only_pairs = [name for name in run.recipe.train.objective if DESCRIPTIONS[name].needs == "pairs"]
+    if only_pairs and loaded.rows and isinstance(loaded.rows[0], Unpaired):
+        others = ", ".join(name for name, d in DESCRIPTIONS.items() if d.needs != "pairs")
+        raise RecipeError(
+            f"{', '.join(only_pairs)} needs pairs, and {source} holds single labelled answers; set train.objective to {others}"
+        )
+    return loaded.rows, loaded.problems  # pyright: ignore[reportReturnType]
+
+
+def _row(row: Pair | Unpaired) -> dict[str, Any]:
+    return pair_to_row(row) if isinstance(row, Pair) else unpaired_to_row(row)
+
+
+def _trained_rows(run: RunContext) -> list[Pair] | list[Unpaired]:
+    first = next(iter(run.read("pairs.jsonl", dict)), {})
+    if "completion" in first:
+        return run.read("pairs.jsonl", unpaired_from_row)
+    return run.read("pairs.jsonl", pair_from_row)
+
+
+def _measure(run: RunContext) -> list[Failure]:
+    from anchorline.llm.tokens import tokenize_with
+    from anchorline.measure import measure_pair, summarise
+
+    pairs = _trained_rows(run)
+    tokenize = tokenize_with(run.recipe.model) if run.recipe.model else None
+    rows, touched = [], []
+    with run.progress.task("measure", total=len(pairs), unit="pairs") as advance:
+        for pair in pairs:
+            if isinstance(pair, Pair):
+                rows.append(measure_pair(pair.chosen, pair.rejected, tokenize=tokenize))
+                touched.append(pair.provenance.details.get("touched", []))
+            advance(1)
+    write_json(run.path("measure.json"), summarise(rows, touched=touched))
+    return []
+
+
+def _train(run: RunContext) -> list[Failure]:
+    from anchorline.train.run import train
+
+    run.release()
+    recipe = run.recipe
+    trained = train(
+        _trained_rows(run), run.model("train"), recipe.train, run.folder, seed=recipe.seed, progress=run.progress
+    )
+    return trained.failures
+
+
+def _evaluate(run: RunContext) -> list[Failure]:
+    from anchorline.evals.drift import drift
+    from anchorline.evals.preference import preference
+    from anchorline.evals.style import side_by_side, style_table
+    from anchorline.evals.subject import attend, load_subject
+
+    recipe, failures = run.recipe, []
+    subject = load_subject(run.path("model"), run.model("evaluate"), recipe.train)
+    before = run.read("evals/before.jsonl", answer_from_row)
+    if before:
+        heldout = run.prompts("evals/prompts.jsonl")
+        after = run.answer(subject.policy, heldout, eval_sampling(recipe), "evals/after.jsonl")
+        if recipe.style:
+            write_json(run.path("evals/style.json"), style_table(run.style, before, after))
+            write_jsonl(run.path("evals/answers.jsonl"), side_by_side(run.style, before, after))
+    attend(subject, "packed")
+    pairs = run.read("evals/given-pairs.jsonl", pair_from_row)
+    if _samples(recipe):
+        pairs = clair_pairs(before, run.style, policy=run.model("evaluate")).pairs
+    run.write("evals/pairs.jsonl", pairs, pair_to_row)
+    if pairs:
+        scored = preference(subject, pairs, recipe.train, progress=run.progress)
+        write_json(run.path("evals/preference.json"), scored.table)
+        write_jsonl(run.path("evals/preference.jsonl"), scored.rows)
+        failures += scored.failures
+    general = run.read("evals/general.jsonl", answer_from_row)
+    if general:
+        table = drift(subject, general, seed=recipe.seed, progress=run.progress)
+        write_json(run.path("evals/drift.json"), table)
+    return failures
+
+
+def _report(run: RunContext) -> list[Failure]:
+    from anchorline.recipe.summary import write_summary
+    from anchorline.report import write_card, write_report
+
+    write_summary(run.folder, run.recipe)
+    write_report(run.folder)
+    write_card(run.folder)
+    return []
+
+
+def _model_settings(run: RunContext, *names: str) -> dict[str, Any]:
+    settings = {name: getattr(run.recipe, name).model_dump() for name in names}
+    return settings | {"model": run.model_fingerprint, "seed": run.recipe.seed, "dtype": run.recipe.train.dtype}
+
+
+def _style_settings(run: RunContext) -> dict[str, Any]:
+    style = content_hash(Path(run.recipe.style)) if run.recipe.style else None
+    return {"style": style, "trust_code": run.recipe.trust_code}
+
+
+def _train_settings(run: RunContext) -> dict[str, Any]:
+    settings = _model_settings(run, "train")
+    del settings["train"]["save_steps"]  # how often it may be interrupted, not what comes out
+    return settings
+
+
+def _evaluate_settings(run: RunContext) -> dict[str, Any]:
+    used = {"beta", "max_tokens", "forward", "dtype"}
+    return _model_settings(run, "eval") | _style_settings(run) | {"train": run.recipe.train.model_dump(include=used)}
+
+
+def _samples(recipe: Recipe) -> bool:
+    return recipe.pairs.file is None
+
+
+def _pairs_settings(run: RunContext) -> dict[str, Any]:
+    settings = run.recipe.pairs.model_dump(include={"maker", "reviser"})
+    return {"pairs": settings, "model": run.recipe.model} | _style_settings(run)
+
+
+def _given_settings(run: RunContext) -> dict[str, Any]:
+    general = run.recipe.prompts.general if run.recipe.prompts else None
+    return {
+        "seed": run.recipe.seed,
+        "strict": run.recipe.strict,
+        "general": _source(general),
+        "pairs": _source(run.recipe.pairs.file),
+        "heldout": run.recipe.pairs.heldout,
+    }
+
+
+_PROMPTS = ("prompts.jsonl", "evals/prompts.jsonl", "evals/general-prompts.jsonl")
+_BASELINE = ("evals/before.jsonl", "evals/general.jsonl")
+_EVALS = (
+    "evals/after.jsonl",
+    "evals/pairs.jsonl",
+    "evals/style.json",
+    "evals/answers.jsonl",
+    "evals/preference.json",
+    "evals/preference.jsonl",
+    "evals/drift.json",
+)
+
+STAGES: tuple[Stage, ...] = (
+    Stage("prompts", "read the prompts", (), _PROMPTS, _prompts_settings, _prompts, _samples),
+    Stage(
+        "sample",
+        "the policy answers the training prompts",
+        ("prompts.jsonl",),
+        ("answers.jsonl",),
+        lambda run: _model_settings(run, "sample"),
+        _sample,
+        _samples,
+    ),
+    Stage(
+        "given",
+        "read the given pairs",
+        (),
+        ("pairs.jsonl", "evals/given-pairs.jsonl", *_PROMPTS[1:]),
+        _given_settings,
+        _given_pairs,
+        lambda recipe: not _samples(recipe),
+    ),
+    Stage(
+        "baseline",
+        "the policy answers the held-out and the general prompts",
+        _PROMPTS[1:],
+        _BASELINE,
+        lambda run: _model_settings(run, "eval"),
+        _baseline,
+        lambda recipe: recipe.model is not None,
+    ),
+    Stage(
+        "pairs",
+        "answers become pairs",
+        ("answers.jsonl",),
+        ("pairs.jsonl",),
+        _pairs_settings,
+        _pairs,
+        _samples,
+    ),
+    Stage(
+        "measure",
+        "how contrastive the pairs are",
+        ("pairs.jsonl",),
+        ("measure.json",),
+        lambda run: {"model": run.model_fingerprint if run.recipe.model else None},
+        _measure,
+    ),
+    Stage("train", "train the policy", ("pairs.jsonl",), ("train", "model"), _train_settings, _train),
+    Stage(
+        "evaluate",
+        "before against after",
+        ("model", *_BASELINE, *_PROMPTS[1:], "evals/given-pairs.jsonl"),
+        _EVALS,
+        _evaluate_settings,
+        _evaluate,
+    ),
+    Stage(
+        "report",
+        "one self-contained page",
+        ("pairs.jsonl", "failures.jsonl", "measure.json", "train", *_EVALS, "recipe.yaml"),
+        ("report.html", "README.md", "summary.json"),
+        lambda run: {"name": run.recipe.name},
+        _report,
+    ),
+)
+
+
+def remove_outputs(stage: Stage, folder: Path) -> None:
+    """Forget what an earlier run of the stage wrote, finished or not."""
+    for name in stage.outputs:
+        for path in (folder / name, folder / (name + ".partial")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def keep_failures(folder: Path, stage: str, failures: list[Failure]) -> None:
+    """Put a stage's failures in the place of its earlier ones in `failures.jsonl`."""
+    file = folder / "failures.jsonl"
+    others = [row for _, row in read_appended(file).rows if row["stage"] != stage]
+    write_jsonl(file, [*others, *(failure_to_row(replace(failure, stage=stage)) for failure in failures)])

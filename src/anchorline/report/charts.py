@@ -1,0 +1,193 @@
+"""The report's charts, as small SVG that the page's style sheet colours.
+
+Drawn here and not by plotly: its script weighs 4.8 MB, the report would need scripts allowed, and the charts would
+neither follow the reader's dark mode nor print. These are a few kilobytes each, and a report with them is pure text.
+
+>>> chart = line_chart([Line("loss", "chosen", [1.0, 0.4, 0.1])], steps=[1, 2, 3], label="Loss by step")
+>>> chart.startswith('<svg class="chart"'), "polyline" in chart
+(True, True)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from markupsafe import Markup
+
+from anchorline.report.diff import visible
+
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 352, 10, 164
+MAX_POINTS = 200  # more than a chart of this width can show
+Colour = Literal["chosen", "rejected", "neutral"]
+
+
+class Line(NamedTuple):
+    """One curve: its name, the colour class that the style sheet gives it, and a value (or None) for each step."""
+
+    name: str
+    colour: Colour
+    values: Sequence[float | None]
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value can be drawn or printed: a finite number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def line_chart(lines: Sequence[Line], *, steps: Sequence[float], label: str, percent: bool = False) -> Markup:
+    """Curves over the training steps. The vertical axis always includes zero; a gap is a step without a value.
+
+    Each point is the mean of as many neighbouring steps as keeps the curve under `MAX_POINTS` points.
+    """
+    size = bucket_size(len(steps))
+    xs = _thin(steps, size)
+    curves = [_thin(line.values, size) for line in lines]
+    drawn = [y for curve in curves for y in curve if y is not None]
+    known = [x for x in xs if x is not None]
+    if not drawn or not known:
+        return Markup("")
+    y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if percent else ticks(min(0.0, *drawn), max(0.0, *drawn), about=5)
+    first, last = min(known), max(known)
+    x_scale = _Scale(first, last, LEFT, RIGHT) if last > first else _Scale(first - 1, first + 1, LEFT, RIGHT)
+    y_scale = _Scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
+    x_ticks = [x for x in ticks(first, last, about=5) if first <= x <= last and x == int(x)] or [first]
+    parts = [*_y_axis(y_ticks, y_scale, percent=percent), *_x_axis(x_ticks, x_scale)]
+    for line, curve in zip(lines, curves, strict=True):
+        for run in _runs(xs, curve):
+            at = [f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in run]
+            if len(at) == 1:
+                x, y = at[0].split(",")
+                parts.append(f'<circle class="dot {line.colour}" cx="{x}" cy="{y}" r="2.5"/>')
+            else:
+                parts.append(f'<polyline class="line {line.colour}" points="{" ".join(at)}"/>')
+    return _svg(parts, label)
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str, median: float | None = None) -> Markup:
+    """Bars of how many pairs fall between each two edges, and a dashed line at the median."""
+    if len(edges) != len(counts) + 1 or not counts or not all(map(is_number, [*edges, *counts])):
+        return Markup("")
+    y_ticks = [y for y in ticks(0, max(1, *counts), about=3) if y == int(y)]
+    # All values alike: the edges may coincide, and the one bar still needs a width.
+    low, high = (edges[0], edges[-1]) if edges[-1] > edges[0] else (edges[0] - 0.5, edges[0] + 0.5)
+    x_scale, y_scale = _Scale(low, high, LEFT, RIGHT), _Scale(0, y_ticks[-1], BOTTOM, TOP)
+    parts = [*_y_axis(y_ticks, y_scale), *_x_axis([x for x in ticks(low, high, about=5) if low <= x <= high], x_scale)]
+    for left, right, count in zip(edges, edges[1:], counts, strict=False):
+        if not count:
+            continue
+        start, end = (x_scale(left), x_scale(right)) if right > left else (LEFT, RIGHT)
+        top = y_scale(count)
+        parts.append(
+            f'<rect class="bar" x="{start + 0.5:.1f}" y="{top:.1f}" width="{max(end - start - 1, 0.5):.1f}" '
+            f'height="{BOTTOM - top:.1f}"><title>{tick_text(left)} to {tick_text(right)}: {count}</title></rect>'
+        )
+    if median is not None and is_number(median) and low <= median <= high:
+        x = f"{x_scale(median):.1f}"
+        parts.append(f'<line class="median" x1="{x}" x2="{x}" y1="{TOP}" y2="{BOTTOM}"/>')
+    return _svg(parts, label)
+
+
+def interval_plot(before: Mapping[str, Any], after: Mapping[str, Any], *, label: str) -> Markup:
+    """Two shares on one scale of 0 to 100 %: a dot with its interval as a line, before above after."""
+    scale = _Scale(0, 1, 6, 194)
+    parts = [f'<line class="grid" x1="{x}" x2="{x}" y1="1" y2="25"/>' for x in (6, 100, 194)]
+    for share, y, colour in ((before, 8, "neutral"), (after, 18, "chosen")):
+        if is_number(share.get("low")) and is_number(share.get("high")):
+            x1, x2 = scale(share["low"]), scale(share["high"])
+            parts.append(f'<line class="range {colour}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y}" y2="{y}"/>')
+        if is_number(share.get("share")):
+            parts.append(f'<circle class="dot {colour}" cx="{scale(share["share"]):.1f}" cy="{y}" r="3.5"/>')
+    return _svg(parts, label, kind="intervals", size=(200, 26))
+
+
+def share_bar(share: float | None, *, label: str) -> Markup:
+    """One horizontal bar, filled to the share."""
+    width = 100 * min(max(share, 0.0), 1.0) if share is not None and is_number(share) else 0.0
+    parts = ['<rect class="track" width="100" height="8"/>', f'<rect class="bar" width="{width:.1f}" height="8"/>']
+    return _svg(parts, label, kind="share", size=(100, 8), stretch=True)
+
+
+def ticks(low: float, high: float, *, about: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose low to high.
+
+    >>> ticks(0, 0.93, about=5)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    if not high > low:
+        low, high = low - 0.5, low + 0.5
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # 12 digits hide the last bit of binary fractions: 0.6000000000000001 is 0.6.
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def tick_text(value: float) -> str:
+    """A short form for an axis.
+
+    >>> tick_text(-0.5), tick_text(20.0), tick_text(2e-05)
+    ('−0.5', '20', '2e−05')
+    """
+    return (f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}").replace("-", "−")
+
+
+def bucket_size(count: int) -> int:
+    """How many steps one drawn point stands for."""
+    return max(1, math.ceil(count / MAX_POINTS))
+
+
+def _thin(values: Sequence[Any], size: int) -> list[float | None]:
+    buckets = [[v for v in values[at : at + size] if is_number(v)] for at in range(0, len(values), size)]
+    return [sum(bucket) / len(bucket) if bucket else None for bucket in buckets]
+
+
+def _runs(xs: Sequence[float | None], ys: Sequence[float | None]) -> Iterator[list[tuple[float, float]]]:
+    run: list[tuple[float, float]] = []
+    for x, y in [*zip(xs, ys, strict=True), (None, None)]:
+        if x is not None and y is not None:
+            run.append((x, y))
+        elif run:
+            yield run
+            run = []
+
+
+class _Scale(NamedTuple):
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def _y_axis(values: Sequence[float], scale: _Scale, *, percent: bool = False) -> Iterator[str]:
+    for value in values:
+        y = scale(value)
+        text = f"{value:.0%}".replace("%", "\u00a0%") if percent else tick_text(value)
+        kind = "axis" if value == 0 else "grid"
+        yield f'<line class="{kind}" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="y" x="{LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>'
+
+
+def _x_axis(values: Sequence[float], scale: _Scale) -> Iterator[str]:
+    for value in values:
+        yield f'<text class="x" x="{scale(value):.1f}" y="{BOTTOM + 16}">{tick_text(value)}</text>'
+
+
+def _svg(
+    parts: Sequence[str],
+    label: str,
+    *,
+    kind: str = "chart",
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    stretch: bool = False,
+) -> Markup:
+    # `parts` are numbers and constants only; the label is the one text that may come from a file.
+    ratio = ' preserveAspectRatio="none"' if stretch else ""
+    head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"').format(kind, *size, visible(label))
+    return head + Markup(f"{ratio}>{''.join(parts)}</svg>")  # noqa: S704 - see above

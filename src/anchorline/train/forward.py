@@ -1,0 +1,130 @@
+"""The log-probability of each response: packed (fast) and plain (the oracle, and the fallback).
+
+>>> packed_logps(model, pack(examples))  # doctest: +SKIP
+tensor([-61.2, -80.4], grad_fn=...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anchorline.errors import ModelError
+from anchorline.train.attention import PACKED
+from anchorline.train.head import token_logps
+from anchorline.train.layout import Row, pack
+from anchorline.train.tokenise import Example
+
+
+def packed_logps(model: Any, row: Row) -> Float[Tensor, " branches"]:
+    """Summed log-prob of every branch of a packed row, in nats, float32.
+
+    `model` may be wrapped (PEFT, DDP, FSDP): it is called, never reached into. Its attention must be `PACKED`.
+    """
+    tokens = packed_token_logps(model, row)
+    return tokens.new_zeros(row.branches).index_add(0, row.branch, tokens)
+
+
+def packed_token_logps(model: Any, row: Row) -> Float[Tensor, " tokens"]:
+    """Log-prob of every response token of a packed row, in the row's order."""
+    return _through_head(model, row, lambda hidden, weight: token_logps(hidden, weight, row.targets)[:, None])[:, 0]
+
+
+def packed_hidden(model: Any, row: Row) -> Float[Tensor, "tokens width"]:
+    """The hidden states that predict the response tokens of a packed row, before the head."""
+    return _through_head(model, row, lambda hidden, _: hidden)
+
+
+def plain_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[Tensor, " branches"]:
+    """The same sums from one padded row a branch and the full logits, with the model's own attention."""
+    rows = [(e.prompt, r) for e in examples for r in e.responses]
+    width = max(len(p) + len(r) for p, r in rows)
+    device = next(model.parameters()).device
+    tokens = torch.tensor([[*p, *r, *[pad] * (width - len(p) - len(r))] for p, r in rows], device=device)
+    mask = torch.tensor([[1] * (len(p) + len(r)) + [0] * (width - len(p) - len(r)) for p, r in rows], device=device)
+    logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logps = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    return torch.stack([logps[i, len(p) - 1 : len(p) + len(r) - 1].sum() for i, (p, r) in enumerate(rows)])
+
+
+def example_logps(model: Any, examples: Sequence[Example], *, packed: bool, pad: int) -> Float[Tensor, " branches"]:
+    """Packed or plain, as the settings say."""
+    if not packed:
+        return plain_logps(model, examples, pad=pad)
+    return packed_logps(model, pack(examples).to(next(model.parameters()).device))
+
+
+def check_forward(model: Any, example: Example, *, pad: int) -> None:
+    """Compare both forwards on one example, so that an architecture that packs wrongly is found before training.
+
+    Raises:
+        ModelError: the log-probs differ by more than the dtype explains.
+
+    """
+    with torch.no_grad(), plain_attention(model):
+        plain = plain_logps(model, [example], pad=pad)
+    with torch.no_grad():
+        packed = example_logps(model, [example, example], packed=True, pad=pad)[len(example.responses) :]
+    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
+    limit = (1e-3 if exact else 5e-2) * plain.abs() + (1e-3 if exact else 1.0)
+    if bool(((plain - packed).abs() > limit).any()):
+        raise ModelError(
+            f"the packed forward gives log-probs {packed.tolist()} where the plain one gives {plain.tolist()}: "
+            "this architecture does not run packed; set train.forward to plain"
+        )
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Inside, the model attends as transformers does by default."""
+    before = model.config._attn_implementation
+    if before != PACKED:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _through_head(model: Any, row: Row, instead: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Call the model on a packed row with `instead(hidden [R, D], weight [V, D])` in the place of its output head.
+
+    The head is changed for the time of the call and the model is called as a whole, so that the wrappers' hooks (DDP's
+    gradient reduction, FSDP's gathering of the weight) stay in force.
+    """
+    head = output_head(model)
+    head.forward = lambda hidden: instead(hidden.squeeze(0), head.weight)[None]  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        out = model(
+            input_ids=row.tokens,
+            position_ids=row.positions,
+            packed_layout=row.layout,
+            logits_to_keep=row.predicts,
+            use_cache=False,
+        )
+    finally:
+        del head.forward
+    return out.logits.squeeze(0)
+
+
+def output_head(model: Any) -> torch.nn.Linear:
+    """The model's output head.
+
+    Raises:
+        ModelError: it is more than a matrix.
+
+    """
+    while hasattr(model, "module"):
+        model = model.module
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise ModelError("the model's head is not a plain matrix; set train.forward to plain")
+    return head

@@ -1,0 +1,143 @@
+"""From conversations to token ids, with the checks that keep training and use in step.
+
+A response is what the chat template adds to the prompt when the assistant's turn follows, up to and with the end-of-turn
+token. A row is refused, with its reason, where the prompt's tokens are not the start of the whole conversation's, or
+where the end-of-turn token is not there exactly once.
+
+>>> example = pair_example(pair, template)  # doctest: +SKIP
+>>> len(example.prompt), [len(r) for r in example.responses]  # doctest: +SKIP
+(31, [64, 92])
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from anchorline.errors import DataError
+from anchorline.types import Failure, Messages, Pair, Unpaired
+
+
+class Template(NamedTuple):
+    """A tokenizer with its chat template, and the ids at which the model ends its turn."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt's tokens and one or more responses to it: (chosen, rejected) of a pair, or one labelled answer.
+
+    `labels` says of each response whether it is wanted; None marks a response that only estimates kto's reference point.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    labels: tuple[bool | None, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest response."""
+        return len(self.prompt) + max(len(r) for r in self.responses)
+
+
+class Tokenised(NamedTuple):
+    """The rows that can be trained on, and those that cannot, with reasons."""
+
+    examples: list[Example]
+    failures: list[Failure]
+
+
+class BoundaryError(ValueError):
+    """A conversation whose tokens cannot be trained on."""
+
+
+def encode(prompt: Messages, response: str, template: Template) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the prompt (up to where the assistant starts) and of the response (end of turn included).
+
+    Raises:
+        BoundaryError: they would not be the tokens of the whole conversation, or the turn does not end exactly once.
+
+    """
+    tokenizer = template.tokenizer
+    turns = [{"role": m.role, "content": m.content} for m in prompt]
+    start = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
+    prompt_ids = tokenizer(start, add_special_tokens=False)["input_ids"]
+    whole_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert isinstance(prompt_ids, list) and isinstance(whole_ids, list)
+    if whole_ids[: len(prompt_ids)] != prompt_ids:
+        raise BoundaryError("the prompt's tokens are not the start of the whole conversation's tokens")
+    response_ids = whole_ids[len(prompt_ids) :]
+    ends = [i for i, token in enumerate(response_ids) if token in template.ends]
+    if len(ends) != 1:
+        raise BoundaryError(f"the end-of-turn token stands {len(ends)} times in the response, expected once")
+    if ends[0] == 0:
+        raise BoundaryError("the response has no tokens")
+    return tuple(prompt_ids), tuple(response_ids[: ends[0] + 1])
+
+
+def tokenise(
+    rows: Sequence[Pair | Unpaired],
+    template: Template,
+    *,
+    max_tokens: int,
+    overlong: Literal["drop", "truncate", "error"],
+) -> Tokenised:
+    """Tokenise pairs or labelled answers.
+
+    Raises:
+        DataError: a row is longer than `max_tokens` and `overlong` is "error".
+
+    """
+    examples: list[Example] = []
+    failures: list[Failure] = []
+    for row in rows:
+        responses = (row.chosen, row.rejected) if isinstance(row, Pair) else (row.completion,)
+        labels = (True, False) if isinstance(row, Pair) else (row.label,)
+        try:
+            encoded = [encode(row.prompt, response, template) for response in responses]
+        except BoundaryError as error:
+            failures.append(Failure(row.id, "train", "boundary", str(error)))
+            continue
+        example = Example(row.id, encoded[0][0], tuple(response for _, response in encoded), labels)
+        if example.longest > max_tokens:
+            reason = f"{example.longest} tokens, the limit is {max_tokens} (train.max_tokens)"
+            if overlong == "error":
+                raise DataError(f"row {row.id}: {reason}; raise the limit, or set train.overlong to drop or truncate")
+            cut = _truncated(example, max_tokens) if overlong == "truncate" else None
+            if cut is None:
+                one_side = " and only one answer would be cut" if overlong == "truncate" else ""
+                failures.append(Failure(row.id, "train", "overlong", reason + one_side))
+                continue
+            example = cut
+        examples.append(example)
+    return Tokenised(examples, failures)
+
+
+def _truncated(example: Example, max_tokens: int) -> Example | None:
+    """All responses cut to what fits, or None where that would cut only some of them, or leave nothing."""
+    room = max_tokens - len(example.prompt)
+    if room < 1 or any(len(response) <= room for response in example.responses):
+        return None
+    return replace(example, responses=tuple(response[:room] for response in example.responses))
+
+
+def with_mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each example with a further response that belongs to the next example: kto's reference point is estimated on it."""
+    return [
+        replace(e, responses=(*e.responses, nxt.responses[0]), labels=(*e.labels, None))
+        for e, nxt in zip(examples, [*examples[1:], *examples[:1]], strict=True)
+    ]
+
+
+def response_key(prompt: Sequence[int], response: Sequence[int]) -> str:
+    """A short hash of a prompt with one response, under which its reference log-prob is kept."""
+    text = ",".join(map(str, prompt)) + "|" + ",".join(map(str, response))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
