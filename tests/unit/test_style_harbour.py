@@ -56,6 +56,11 @@ def answered(question, answer="It left today."):
         ("I paid $4500 for order 4417", "4417"),
         ("Order 4417, placed on 12/05/2024", "4417"),
         ("order 4417 in 3 days", "4417"),
+        ("Can order 86914 go by sea?", "86914"),
+        ("I'd like to add a cartridge to order 71990", "71990"),
+        ("my order is <b>90648</b>", "90648"),
+        ("The order confirmation for 82730 is wrong", "82730"),
+        ("There are two orders on my card, 61930 and 61988", "61930"),
     ],
 )
 def test_the_order_number(question, order):
@@ -69,6 +74,9 @@ def test_the_order_number(question, order):
         "I have no order number",
         "I want to order 300 cups",
         "Can I order 450 for delivery",
+        "I will order 300 of them",
+        "My order came late, and my phone is 01632 960188",
+        "my order, the big one, cost 300",
         "we ordered 300 cups",
         "order of 300 plates",
         "order 500 pieces",

@@ -188,6 +188,7 @@ def test_spelling():
         ("Bonjour ! Ça va ?", "Bonjour. Ça va ?"),
         ("¡Hola! 好！好", "Hola. 好。好"),
         ("Wow (!) yes", "Wow yes"),
+        ("Was⁉ Nein‼", "Was? Nein."),
         ("! Note\n! Two\nOk", "Note\nTwo\nOk"),
         ("Done. ! Go", "Done. Go"),
         ("a..! b", "a. b"),
@@ -207,6 +208,7 @@ def test_no_exclamation(answer, expected):
         ("## Steps\n\n- **Open** it\n* _Close_ `it`\n1. Go", "Steps\n\nOpen it\nClose it\n1. Go"),
         ("A [page](https://a.b/c) and [x](x), ![pic](p.png)", "A page (https://a.b/c) and x, pic"),
         ("```py\nx = 1\n```\nDone", "x = 1\nDone"),
+        ("- " * 20 + "`**one**`\n> two", "one\n> two"),
         ("***both*** __bold__ *it*", "both bold it"),
         ("2 * 3 * 4, snake_case_x, #4417, -5, a - b", "2 * 3 * 4, snake_case_x, #4417, -5, a - b"),
         ("  - nested\r\n  - two", "  nested\r\n  two"),
@@ -251,6 +253,16 @@ def test_own_words_are_those_that_no_rule_prescribes():
     assert repair(style, (), "It left, sir.").own_words == 3
     untouched = "Hello. Gone. Our terms apply. Reference: none."
     assert repair(style, (), untouched) == (untouched, (), dict.fromkeys(check(style, (), ""), True), 1)
+
+
+def test_a_repair_that_breaks_another_rule_is_followed_by_that_rules_repair():
+    words = {"kind": "terminology", "terms": {"colour": "hue"}}
+    style = style_of(words, {"kind": "spelling", "variant": "british"})
+    result = repair(style, (), "The color.")
+    assert result.text == "The hue."
+    assert result.touched == ("terminology", "spelling")
+    joined = style_of({"kind": "forbidden", "pattern": r"One\. Six"})
+    assert repair(joined, (), "Zero. " + "One. " * 20 + "Six. " * 21).text == "Zero. Six. "
 
 
 def test_only_the_rules_that_changed_the_text_are_touched():

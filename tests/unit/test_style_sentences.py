@@ -71,6 +71,7 @@ def test_sentences(text, expected):
         ("One. Two. Six.", 1, "One. Six."),
         ("One. Two.\n\nSix.", 1, "One.\n\nSix."),
         ("One.\n\nTwo. Six.", 1, "One.\n\nSix."),
+        ("One.\nTwo.\n\nSix.", 1, "One.\n\nSix."),
         ("- A\n- B\n- C", 1, "- A\n- C"),
         ("- A\n  - B\n- C", 1, "- A\n- C"),
         ("- One\n- Two. Six\n", 1, "- One\n- Six\n"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorline.cli.options import Json, Model, Out, Set, is_recipe, run_stage, settings
+from anchorline.cli.options import Json, Model, Out, Set, is_recipe, refuse_overrides, run_stage, settings
 from anchorline.cli.show import exit_code, progress
 
 
@@ -35,7 +35,10 @@ def measure(
       anchorline measure pairs.parquet --model embedded:smollm2-135m-instruct --json
     """
     if is_recipe(source):
-        run_stage(source, settings(overrides, model=model), out, upto="measure", as_json=as_json, command="measure")
+        given = settings(overrides, model=model, strict=strict or None)
+        run_stage(source, given, out, upto="measure", as_json=as_json, command="measure")
+    if overrides:
+        raise typer.Exit(exit_code(refuse_overrides))
     raise typer.Exit(exit_code(lambda: _file(source, model, out, strict=strict, as_json=as_json)))
 
 

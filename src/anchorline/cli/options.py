@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,9 @@ from anchorline.cli.show import exit_code, print_summary, progress
 if TYPE_CHECKING:
     from anchorline.recipe import Recipe
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/NAME]", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Run folder; runs/NAME unless given.", show_default=False)
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,16 +48,35 @@ def is_recipe(source: str) -> bool:
 
 def settings(overrides: Sequence[str] | None, **named: Any) -> list[str]:
     """`--set` values, and behind them the options that were given, as overrides."""
-    given = [f"{key.replace('__', '.')}={value}" for key, value in named.items() if value is not None]
+    given = [f"{key.replace('__', '.')}={as_yaml(value)}" for key, value in named.items() if value is not None]
     return [*(overrides or []), *given]
+
+
+def as_yaml(value: str | bool) -> str:
+    """The value as the right side of `--set`: as it is, unless YAML would read something else (`a #1.jsonl`, `1e5`)."""
+    import yaml
+
+    try:
+        same = yaml.safe_load(str(value)) == value
+    except (yaml.YAMLError, ValueError):
+        same = False
+    quoted = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf)
+    return str(value) if same else quoted.rstrip("\n")
+
+
+def refuse_overrides() -> None:
+    """`--set` beside a data file: there is no recipe to change."""
+    from anchorline.errors import RecipeError
+
+    raise RecipeError("--set changes a recipe, and SOURCE is a data file; leave --set out, or name a recipe")
 
 
 def recipe_of_data(place: str, source: str, overrides: Sequence[str]) -> Recipe:
     """A recipe around one data file, which goes to the setting `place`."""
     from anchorline.recipe.config import override_setting, parse_recipe
 
-    data: dict[str, Any] = {"name": Path(source).stem.replace(" ", "-")[:64] or "run"}
-    override_setting(data, f"{place}={source}")
+    data: dict[str, Any] = {"name": re.sub(r"[^\w.-]+", "-", Path(source).stem).strip("-.")[:64] or "run"}
+    override_setting(data, f"{place}={as_yaml(source)}")
     for override in overrides:
         override_setting(data, override)
     return parse_recipe(data, source="--set")

@@ -49,7 +49,7 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
 
 
 def _complain(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(" ".join(text.splitlines()), file=sys.stderr)
 
 
 @contextmanager

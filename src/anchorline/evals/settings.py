@@ -14,11 +14,11 @@ class EvalSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_new_tokens: int = Field(256, ge=1, le=32768)
+    max_new_tokens: int = Field(default=256, ge=1, le=32768)
     """Where a held-out answer is cut."""
-    temperature: float = Field(0.0, ge=0.0, le=5.0)
+    temperature: float = Field(default=0.0, ge=0.0, le=5.0)
     """0 takes the most likely token each time, so that before and after differ by the training alone."""
-    batch_size: int = Field(64, ge=1, le=4096)
+    batch_size: int = Field(default=64, ge=1, le=4096)
     """Answers written at the same time."""
-    general_tokens: int = Field(64, ge=1, le=4096)
+    general_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens of the reference's answer to each general prompt, along which drift is measured."""

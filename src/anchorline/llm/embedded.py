@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anchorline.errors import MissingExtra, ModelError
 
@@ -102,7 +102,7 @@ def _convert(source: Path, target: Path) -> None:
     # the GGUF reader draws a bar of its own that no setting turns off
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         folder, file = str(source.parent), source.name
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
         # the weights are plain tensors now; without these marks save_pretrained would refuse them as quantised
         for mark in ("hf_quantizer", "quantization_method"):
             model.__dict__.pop(mark, None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -56,8 +57,9 @@ def answer_batches(
 def prompt_tokens(loaded: Loaded, prompt: Prompt) -> list[int]:
     """The prompt under the model's chat template, up to where the assistant starts."""
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-    text = loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    return loaded.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+    tokenizer: Any = loaded.tokenizer
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _answer(loaded: Loaded, prompt: Prompt, tokens: list[int], ends: frozenset[int]) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anchorline.pairs.clair import Made, clair_pairs
+from anchorline.pairs.clair import Made, clair_pairs, no_pair
 from anchorline.pairs.settings import PairSettings
 
-__all__ = ["Made", "PairSettings", "clair_pairs"]
+__all__ = ["Made", "PairSettings", "clair_pairs", "no_pair"]

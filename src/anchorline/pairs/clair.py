@@ -1,7 +1,8 @@
 """CLAIR with the style's own repairs as the reviser: (rejected, chosen) = (the policy's answer, that answer repaired).
 
 Only a real improvement becomes a pair. An answer that keeps all rules already, whose repair does not pass, or of which
-nothing is left, is a failure that says so.
+nothing is left, is a failure that says so. Of an answer that the token limit cut, the torn last sentence is not repaired
+but left out of the chosen side.
 
 >>> from anchorline.style import parse_style
 >>> from anchorline.types import Message
@@ -13,11 +14,12 @@ nothing is left, is a failure that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from anchorline.errors import DataError
-from anchorline.style import Style, repair
+from anchorline.style import Style, repair, without_torn_end
 from anchorline.types import Answer, Failure, Pair, Provenance
 
 STAGE = "pairs"
@@ -46,11 +48,20 @@ def clair_pairs(answers: Iterable[Answer], style: Style, *, policy: str) -> Made
     return made
 
 
+def no_pair(failures: Sequence[Failure]) -> str:
+    """What to say where not one answer became a pair."""
+    counts = Counter(failure.kind for failure in failures)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    return f"none of {len(failures)} answers became a pair ({kinds}); look at the answers and the style"
+
+
 def _revise(answer: Answer, style: Style, policy: str) -> Pair | Failure:
     if not answer.text.strip():
         return Failure(answer.id, STAGE, "empty", "the model's answer is empty")
+    # an answer that the token limit cut ends in half a sentence, which nobody should learn to write
+    whole = without_torn_end(answer.text) if answer.finish == "length" else answer.text
     try:
-        repaired = repair(style, answer.prompt, answer.text)
+        repaired = repair(style, answer.prompt, whole)
     except DataError as error:
         return Failure(answer.id, STAGE, "too_long", str(error))
     details = {"answer": answer.text, "repaired": repaired.text, "touched": list(repaired.touched)}

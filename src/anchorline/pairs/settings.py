@@ -22,5 +22,5 @@ class PairSettings(BaseModel):
     """rules: the style's own minimal repairs."""
     file: str | None = None
     """Pairs (or single labelled answers) to train on instead of making them: a file or a hub id."""
-    heldout: float = Field(0.1, gt=0, lt=1)
+    heldout: float = Field(default=0.1, gt=0, lt=1)
     """With `file`: the share of its prompts that is held out for evaluation."""

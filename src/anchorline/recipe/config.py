@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def override_setting(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected key=value, such as train.epochs=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RecipeError(f"--set {override}: the value is not YAML ({_first(error)})") from error
     place = data
     for part in parts[:-1]:
@@ -169,7 +170,10 @@ def _beside(data: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
     value = place.get(keys[-1]) if isinstance(place, dict) else None
     if not isinstance(value, str) or "\0" in value:
         return
-    beside = folder / Path(value).expanduser()
+    try:
+        beside = folder / Path(value).expanduser()
+    except RuntimeError:
+        raise RecipeError(f"{'.'.join(keys)}: got {value!r}, but there is no such home folder; write it out") from None
     # a model or data set may be a hub id: only what lies there, or can only be a file, is a path
     if keys[-1] in ("model", "file") and not beside.exists():
         return
@@ -183,5 +187,7 @@ def _first(error: Exception) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    # few items of few levels: the whole text of nested YAML aliases may be larger than the memory
+    shortener = reprlib.Repr()
+    shortener.maxlevel = 2
+    return shortener.repr(value)[:200]

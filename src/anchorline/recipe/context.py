@@ -45,27 +45,28 @@ class RunContext:
         """A file in the run folder."""
         return self.folder / name
 
-    def need(self, value: T | None, setting: str, stage: str) -> T:
-        """The value, or a RecipeError that says which setting the stage lacks."""
+    def need(self, value: T | None, setting: str) -> T:
+        """The value, or a RecipeError that says which setting is lacking."""
         if value is None:
-            raise RecipeError(f"the stage {stage} needs the setting `{setting}`, which the recipe lacks")
+            raise RecipeError(f"the setting `{setting}` is lacking; put it into the recipe, or add --set {setting}=…")
         return value
 
-    def model(self, stage: str) -> str:
+    @property
+    def model(self) -> str:
         """The policy's id."""
-        return self.need(self.recipe.model, "model", stage)
+        return self.need(self.recipe.model, "model")
 
     @cached_property
     def model_fingerprint(self) -> str:
         """A hash of the policy's weights, tokenizer and template."""
         from anchorline.llm.models import fingerprint, resolve
 
-        return fingerprint(resolve(self.model("sample")))
+        return fingerprint(resolve(self.model))
 
     @cached_property
     def style(self) -> Style:
         """The recipe's style."""
-        return load_style(self.need(self.recipe.style, "style", "pairs"), trust_code=self.recipe.trust_code)
+        return load_style(self.need(self.recipe.style, "style"), trust_code=self.recipe.trust_code)
 
     def loaded(self) -> Loaded:
         """The policy as it came, loaded once for the stages that ask it."""
@@ -73,7 +74,7 @@ class RunContext:
             from anchorline.llm.models import load
 
             with self.progress.task(f"load {self.recipe.model}", total=1, unit="model") as advance:
-                self._loaded = load(self.model("sample"), dtype=self.recipe.train.dtype)
+                self._loaded = load(self.model, dtype=self.recipe.train.dtype)
                 advance(1)
         return self._loaded
 
@@ -96,9 +97,14 @@ class RunContext:
         return self.read(name, prompt_from_row)
 
     def answer(self, loaded: Loaded, prompts: Sequence[Prompt], settings: SampleSettings, name: str) -> list[Answer]:
-        """Answer the prompts into file `name`, keeping every finished batch in `name`.partial until all are there."""
+        """Answer the prompts into file `name`, keeping every finished batch in `name`.partial until all are there.
+
+        A file that is there already was finished by this very stage before it was interrupted.
+        """
         from anchorline.llm.hf_local import answer_batches
 
+        if self.path(name).is_file():
+            return self.read(name, answer_from_row)
         partial = self.path(name + ".partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
         done = {row["id"]: answer_from_row(row) for _, row in read_appended(partial).rows}

@@ -103,6 +103,7 @@ def open_folder(folder: Path) -> Iterator[None]:
         RunFolderError: it cannot be written, is in use, or holds something else.
 
     """
+    read_manifest(folder)  # before the lock: a folder that is not ours stays as it is
     try:
         if (
             folder.is_dir()

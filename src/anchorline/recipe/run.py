@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
@@ -22,7 +23,8 @@ import yaml
 
 import anchorline
 from anchorline.data import read_appended
-from anchorline.errors import RecipeError
+from anchorline.data.jsonl import replacing
+from anchorline.errors import MissingExtra, RecipeError
 from anchorline.progress import SILENT, Progress
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
@@ -35,7 +37,8 @@ from anchorline.recipe.manifest import (
     stage_key,
     write_manifest,
 )
-from anchorline.recipe.stages import STAGES, Stage, keep_failures, read_given, read_sources, remove_outputs
+from anchorline.recipe.sources import read_given, read_sources
+from anchorline.recipe.stages import STAGES, Stage, keep_failures, remove_outputs, rivals
 from anchorline.recipe.summary import write_summary
 
 Summary = dict[str, Any]
@@ -60,7 +63,8 @@ def run(recipe: Recipe, folder: Path, *, upto: str = "report", progress: Progres
         manifest.anchorline, manifest.versions = anchorline.__version__, versions()
         manifest.stages = {s.name: manifest.stages[s.name] for s in STAGES if s.name in manifest.stages}
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        with replacing(folder / "recipe.yaml") as temporary:
+            temporary.write_text(text, encoding="utf-8")
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
         return write_summary(folder, recipe)
@@ -87,13 +91,15 @@ def check(context: RunContext, stages: list[Stage]) -> None:
 
     """
     names = {stage.name for stage in stages}
+    if names & {"sample", "baseline", "train"} and importlib.util.find_spec("torch") is None:
+        raise MissingExtra("running a model", "train")
     if "pairs" in names or ("evaluate" in names and context.recipe.style):
         _ = context.style
     if "prompts" in names:
-        read_sources(context)
+        read_sources(context.recipe)
     if "given" in names:
-        read_given(context)
-    if names & {"sample", "baseline", "train"}:
+        read_given(context.recipe)
+    if names & {"sample", "baseline", "train"} or ("measure" in names and context.recipe.model):
         _ = context.model_fingerprint
 
 
@@ -107,6 +113,9 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
         return
     if not record or record.key != key or record.status == "done":
         remove_outputs(stage, folder)
+        for other in rivals(stage):
+            if manifest.stages.pop(other.name, None):
+                keep_failures(folder, other.name, [])
         record = StageRecord(key=key, status="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
     record.inputs = inputs
     manifest.stages[stage.name] = record

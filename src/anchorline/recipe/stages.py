@@ -23,30 +23,24 @@ from typing import Any, NamedTuple
 
 from anchorline.data import (
     answer_from_row,
-    drop_overlap,
     failure_to_row,
     pair_from_row,
     pair_to_row,
     prompt_to_row,
     read_appended,
-    read_pairs,
-    read_prompts,
-    read_unpaired,
-    scan_rows,
-    split,
     unpaired_from_row,
     unpaired_to_row,
     write_json,
     write_jsonl,
 )
-from anchorline.errors import DataError, RecipeError
+from anchorline.errors import DataError
 from anchorline.llm.types import SampleSettings
-from anchorline.objectives.names import DESCRIPTIONS
-from anchorline.pairs import clair_pairs
+from anchorline.pairs import clair_pairs, no_pair
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.manifest import content_hash
-from anchorline.types import Failure, Pair, Prompt, Unpaired
+from anchorline.recipe.sources import read_given, read_sources
+from anchorline.types import Failure, Pair, Unpaired
 
 
 class Stage(NamedTuple):
@@ -66,47 +60,22 @@ class Stage(NamedTuple):
     """Whether this recipe has the stage."""
 
 
-def read_sources(run: RunContext) -> tuple[list[Prompt], list[Prompt], list[Prompt], list[Failure]]:
-    """Training, held-out and general prompts, and the rows that could not be used.
-
-    A prompt that is held out is never trained on, whatever its capitals and spaces.
-    """
-    sources, strict = run.recipe.prompts, run.recipe.strict
-    assert sources is not None
-    loaded = read_prompts(sources.train, strict=strict, system=sources.system)
-    problems = list(loaded.problems)
-    failures: list[Failure] = []
-    if isinstance(sources.heldout, str):
-        other = read_prompts(sources.heldout, strict=strict, system=sources.system)
-        problems += other.problems
-        heldout = other.rows
-        kept = drop_overlap(loaded.rows, heldout)
-        train = kept.train
-        failures += [
-            Failure(p.id, "prompts", "heldout", "the prompt is also held out, so it is not trained on")
-            for p in kept.dropped
-        ]
-    else:
-        train, heldout = split(loaded.rows, heldout=sources.heldout, seed=run.recipe.seed)
-    general: list[Prompt] = []
-    if sources.general:
-        third = read_prompts(sources.general, strict=strict)
-        problems += third.problems
-        general = third.rows
-    failures += _malformed(problems)
-    return train[: sources.limit], heldout, general, failures
-
-
 def _malformed(problems: list[DataError]) -> list[Failure]:
-    return [Failure(f"{p.file}:{p.line}", "prompts", "malformed", str(p)) for p in problems]
+    def failure(problem: DataError) -> Failure:
+        file, line, field = str(problem.file), problem.line, problem.field
+        details = {"file": file, "line": line, "field": field}
+        return Failure(f"{file}:{line}", "prompts", "malformed", str(problem), details)
+
+    return [failure(problem) for problem in problems]
 
 
 def _prompts(run: RunContext) -> list[Failure]:
-    train, heldout, general, failures = read_sources(run)
-    run.write("prompts.jsonl", train, prompt_to_row)
-    run.write("evals/prompts.jsonl", heldout, prompt_to_row)
-    run.write("evals/general-prompts.jsonl", general, prompt_to_row)
-    return failures
+    sources = read_sources(run.recipe)
+    run.write("prompts.jsonl", sources.train, prompt_to_row)
+    run.write("evals/prompts.jsonl", sources.heldout, prompt_to_row)
+    run.write("evals/general-prompts.jsonl", sources.general, prompt_to_row)
+    why = "the prompt is also held out, so it is not trained on"
+    return [*(Failure(p.id, "prompts", "heldout", why) for p in sources.dropped), *_malformed(sources.problems)]
 
 
 def _prompts_settings(run: RunContext) -> dict[str, Any]:
@@ -123,8 +92,7 @@ def _prompts_settings(run: RunContext) -> dict[str, Any]:
 
 def _source(source: str | float | None) -> Any:
     """What a stage's key holds of a source: a file's content, wherever it lies; a hub id; a share."""
-    is_file = isinstance(source, str) and Path(source).is_file()
-    return content_hash(Path(source)) if is_file else source
+    return content_hash(Path(source)) if isinstance(source, str) and Path(source).is_file() else source
 
 
 def _sample(run: RunContext) -> list[Failure]:
@@ -152,44 +120,22 @@ def eval_sampling(recipe: Recipe) -> SampleSettings:
 
 def _pairs(run: RunContext) -> list[Failure]:
     run.release()
-    policy = run.model("pairs")
+    policy = run.model
     made = clair_pairs(run.read("answers.jsonl", answer_from_row), run.style, policy=policy)
     if not made.pairs:
-        counts = ", ".join(sorted({f.kind for f in made.failures}))
-        raise DataError(f"none of {len(made.failures)} answers became a pair ({counts}); see failures.jsonl")
+        keep_failures(run.folder, "pairs", made.failures)
+        raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path("answers.jsonl"))
     run.write("pairs.jsonl", made.pairs, pair_to_row)
     return made.failures
 
 
 def _given_pairs(run: RunContext) -> list[Failure]:
-    source = run.recipe.pairs.file
-    assert source is not None
-    rows, problems = read_given(run)
-    keys = split([Prompt(row.id, row.prompt) for row in rows], heldout=run.recipe.pairs.heldout, seed=run.recipe.seed)
-    held = {prompt.id for prompt in keys.heldout}
-    run.write("pairs.jsonl", [row for row in rows if row.id not in held], _row)
-    run.write("evals/given-pairs.jsonl", [row for row in rows if row.id in held and isinstance(row, Pair)], _row)
-    run.write("evals/prompts.jsonl", keys.heldout, prompt_to_row)
-    general = run.recipe.prompts.general if run.recipe.prompts else None
-    loaded = read_prompts(general, strict=run.recipe.strict) if general else None
-    run.write("evals/general-prompts.jsonl", loaded.rows if loaded else [], prompt_to_row)
-    return _malformed([*problems, *(loaded.problems if loaded else [])])
-
-
-def read_given(run: RunContext) -> tuple[list[Pair] | list[Unpaired], list[DataError]]:
-    """The rows of `pairs.file`: pairs, or single labelled answers where its first row has a `completion`."""
-    source = run.recipe.pairs.file
-    assert source is not None
-    first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
-    reader = read_unpaired if "completion" in first else read_pairs
-    loaded = reader(source, strict=run.recipe.strict)
-    only_pairs = [name for name in run.recipe.train.objective if DESCRIPTIONS[name].needs == "pairs"]
-    if only_pairs and loaded.rows and isinstance(loaded.rows[0], Unpaired):
-        others = ", ".join(name for name, d in DESCRIPTIONS.items() if d.needs != "pairs")
-        raise RecipeError(
-            f"{', '.join(only_pairs)} needs pairs, and {source} holds single labelled answers; set train.objective to {others}"
-        )
-    return loaded.rows, loaded.problems  # pyright: ignore[reportReturnType]
+    given = read_given(run.recipe)
+    run.write("pairs.jsonl", given.train, _row)
+    run.write("evals/given-pairs.jsonl", [row for row in given.heldout if isinstance(row, Pair)], _row)
+    run.write("evals/prompts.jsonl", given.prompts, prompt_to_row)
+    run.write("evals/general-prompts.jsonl", given.general, prompt_to_row)
+    return _malformed(given.problems)
 
 
 def _row(row: Pair | Unpaired) -> dict[str, Any]:
@@ -225,9 +171,7 @@ def _train(run: RunContext) -> list[Failure]:
 
     run.release()
     recipe = run.recipe
-    trained = train(
-        _trained_rows(run), run.model("train"), recipe.train, run.folder, seed=recipe.seed, progress=run.progress
-    )
+    trained = train(_trained_rows(run), run.model, recipe.train, run.folder, seed=recipe.seed, progress=run.progress)
     return trained.failures
 
 
@@ -238,7 +182,7 @@ def _evaluate(run: RunContext) -> list[Failure]:
     from anchorline.evals.subject import attend, load_subject
 
     recipe, failures = run.recipe, []
-    subject = load_subject(run.path("model"), run.model("evaluate"), recipe.train)
+    subject = load_subject(run.path("model"), run.model, recipe.train)
     before = run.read("evals/before.jsonl", answer_from_row)
     if before:
         heldout = run.prompts("evals/prompts.jsonl")
@@ -249,7 +193,7 @@ def _evaluate(run: RunContext) -> list[Failure]:
     attend(subject, "packed")
     pairs = run.read("evals/given-pairs.jsonl", pair_from_row)
     if _samples(recipe):
-        pairs = clair_pairs(before, run.style, policy=run.model("evaluate")).pairs
+        pairs = clair_pairs(before, run.style, policy=run.model).pairs
     run.write("evals/pairs.jsonl", pairs, pair_to_row)
     if pairs:
         scored = preference(subject, pairs, recipe.train, progress=run.progress)
@@ -390,6 +334,11 @@ STAGES: tuple[Stage, ...] = (
         _report,
     ),
 )
+
+
+def rivals(stage: Stage) -> list[Stage]:
+    """Other stages that write some of the same files (`pairs` and `given`): what they wrote is gone when this one runs."""
+    return [other for other in STAGES if other.name != stage.name and set(other.outputs) & set(stage.outputs)]
 
 
 def remove_outputs(stage: Stage, folder: Path) -> None:

@@ -59,6 +59,19 @@ def ends_properly(text: str) -> bool:
     return bool(_LAST.search(last_line)) and not begins_block(last_line)
 
 
+def without_torn_end(text: str) -> str:
+    """`text` without its last sentence where that one does not end: for answers that a token limit cut.
+
+    >>> without_torn_end("It left today. It will arr")
+    'It left today.'
+    """
+    pieces = split(text)
+    content = [index for index, piece in enumerate(pieces) if piece.is_content]
+    if not content or ends_properly(text):
+        return text
+    return drop(pieces, {content[-1]}).rstrip()
+
+
 def begins_block(text: str) -> bool:
     """Whether `text` starts with what needs a line of its own: a list item, a heading, a quotation, a code fence."""
     return bool(_MARKER.match(text.lstrip()) or FENCE.match(text.lstrip()))

@@ -91,12 +91,12 @@ def _causal(
 ) -> torch.Tensor:
     """Causal attention aligned at the bottom right: the last query sees the last key."""
     queries, keys = q.shape[2], k.shape[2]
-    windowed = sliding_window is not None and keys > sliding_window
-    if queries == keys and not windowed:
+    window = sliding_window if sliding_window is not None and keys > sliding_window else None
+    if queries == keys and window is None:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
     # [queries, keys] of one branch, not [T, T] of the row
     distance = torch.arange(keys - queries, keys, device=q.device)[:, None] - torch.arange(keys, device=q.device)
-    seen = (distance >= 0) & (distance < sliding_window) if windowed else distance >= 0
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, dropout_p=dropout)
 
 
@@ -114,8 +114,8 @@ def refuse_unpackable(model: PreTrainedModel) -> None:
         why = f"its layers are of the kind {', '.join(sorted(kinds))}"
     elif getattr(model, "_is_stateful", False):
         why = "its state flows along the row"
-    elif not getattr(model, "_supports_attention_backend", False):
-        why = "its attention cannot be replaced"
+    elif not (getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)):
+        why = "its attention cannot be replaced by torch's own"
     else:
         changed = [n for n in ("final_logit_softcapping", "logit_scale", "logits_scaling") if config.to_dict().get(n)]
         why = f"its logits are changed after the head ({', '.join(changed)})" if changed else None

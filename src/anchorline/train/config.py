@@ -18,14 +18,16 @@ class LoraSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(16, ge=1, le=1024)
+    rank: int = Field(default=16, ge=1, le=1024)
     """Rank of each adapter."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """An adapter's output is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """On the adapters' inputs. Above 0 the rewards at step 0 are still 0, but both branches see different noise."""
     target: str | list[str] = "all-linear"
     """The modules that get one: "all-linear", or names such as [q_proj, v_proj]."""
+    last_layers: int | None = Field(default=None, ge=1)
+    """Adapt only the last N layers: the backward ends at the first of them, so N of 2N save a quarter of the time."""
 
 
 class TrainSettings(BaseModel):
@@ -35,27 +37,27 @@ class TrainSettings(BaseModel):
 
     objective: Annotated[dict[str, float], BeforeValidator(parse_objective)] = {"apo_zero": 1.0}
     """A name, or names with weights: `{apo_zero: 1, sft: 0.2}`, `apo_zero=1,sft=0.2`."""
-    beta: float = Field(0.1, gt=0, le=10)
+    beta: float = Field(default=0.1, gt=0, le=10)
     """How far the policy may go from the reference before a pair's gradient fades; the paper uses 0.1."""
-    learning_rate: float = Field(2e-7, gt=0, le=1)
+    learning_rate: float = Field(default=2e-7, gt=0, le=1)
     """The paper trains all weights at 2e-7; LoRA wants a hundred to a thousand times as much."""
-    epochs: float = Field(1.0, gt=0, le=1000)
+    epochs: float = Field(default=1.0, gt=0, le=1000)
     """Passes over the pairs."""
-    pairs_per_step: int = Field(8, ge=1, le=65536)
+    pairs_per_step: int = Field(default=8, ge=1, le=65536)
     """Pairs behind one optimizer step, on all processes together."""
-    pairs_per_row: int = Field(8, ge=1, le=4096)
+    pairs_per_row: int = Field(default=8, ge=1, le=4096)
     """Pairs packed into one row of one forward; lower it when memory runs out."""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """How the learning rate goes after that."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm; 0 leaves them."""
     lora: LoraSettings | None = LoraSettings()
     """`null` trains all weights."""
-    max_tokens: int = Field(2048, ge=8)
+    max_tokens: int = Field(default=2048, ge=8)
     """Longest prompt with answer."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What becomes of a pair over `max_tokens`. Truncation cuts both answers or, where it would cut one only, drops."""
@@ -65,11 +67,11 @@ class TrainSettings(BaseModel):
     """Less memory, a third more arithmetic."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 where the hardware multiplies it, else float32."""
-    desirable_weight: float = Field(1.0, gt=0)
+    desirable_weight: float = Field(default=1.0, gt=0)
     """kto: weight of wanted answers."""
-    undesirable_weight: float = Field(1.0, gt=0)
+    undesirable_weight: float = Field(default=1.0, gt=0)
     """kto: weight of unwanted answers."""
-    save_steps: int = Field(10, ge=1)
+    save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints, from which a killed run continues."""
     merge: bool = False
     """Also write `model/merged`, the adapter folded into the weights."""

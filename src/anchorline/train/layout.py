@@ -60,7 +60,8 @@ class Row(NamedTuple):
 
     def to(self, device: torch.device | str) -> Row:
         """The row with its tensors on `device`."""
-        return Row(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in self))
+        moved = {name: v.to(device) for name, v in self._asdict().items() if isinstance(v, torch.Tensor)}
+        return self._replace(**moved)
 
 
 def pack(examples: Sequence[Example]) -> Row:

@@ -6,7 +6,7 @@
     model/  the adapter (or all weights), the tokenizer; on request merged/
 
 >>> trained = train(pairs, "embedded:smollm2-135m-instruct", TrainSettings(), folder)  # doctest: +SKIP
->>> trained.pairs, trained.steps  # doctest: +SKIP
+>>> trained.rows, trained.steps  # doctest: +SKIP
 (290, 74)
 """
 
@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from anchorline.data.files import write_rows
-from anchorline.data.jsonl import read_appended, write_jsonl
+from anchorline.data.jsonl import read_appended, read_json, write_jsonl
 from anchorline.errors import DataError, ModelError
 from anchorline.llm.device import pick_device
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load
@@ -32,8 +32,8 @@ from anchorline.llm.quiet import quiet
 from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
 from anchorline.train.attention import PACKED, refuse_unpackable
-from anchorline.train.config import TrainSettings
-from anchorline.train.forward import check_forward
+from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.forward import check_forward, plain_attention
 from anchorline.train.reference import reference_key, reference_logps
 from anchorline.train.tokenise import Template, Tokenised, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData
@@ -112,17 +112,18 @@ def train(
             folder=logs,
             advance=advance,
         )
-        checkpoint = get_last_checkpoint(str(logs))
-        done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+        checkpoint = _newest_checkpoint(logs)
+        done = _step_of(checkpoint) if checkpoint else 0
         for name in ("metrics.jsonl", "pairs.jsonl"):
             _forget_after(logs / name, step=done)
         advance(done)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save(policy, loaded, folder / "model", merge=settings.merge)
     write_rows(logs / "pairs.parquet", [row for _, row in read_appended(logs / "pairs.jsonl").rows])
-    (logs / "pairs.jsonl").unlink()
     for old in logs.glob("checkpoint-*"):
+        (old / TRAINER_STATE_NAME).unlink(missing_ok=True)  # first, so that half of it never looks whole
         shutil.rmtree(old)
+    (logs / "pairs.jsonl").unlink()  # last: whoever continues from a checkpoint needs its lines
     return Trained(folder / "model", len(examples), total, data.failures)
 
 
@@ -156,7 +157,8 @@ def with_adapter(loaded: Loaded, settings: TrainSettings, model: str) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
-        target_modules=lora.target,
+        target_modules=_targets(loaded, lora),
+        layers_to_transform=_last_layers(loaded, lora.last_layers),
         task_type="CAUSAL_LM",
     )
     try:
@@ -168,6 +170,24 @@ def with_adapter(loaded: Loaded, settings: TrainSettings, model: str) -> Any:
         model if "/" in model and not Path(model).exists() else str(loaded.path)
     )
     return policy
+
+
+def _targets(loaded: Loaded, lora: LoraSettings) -> str | list[str]:
+    """The modules that get an adapter; PEFT wants them by name where only some layers are adapted."""
+    if lora.last_layers is None or lora.target != "all-linear":
+        return lora.target
+    head = loaded.model.get_output_embeddings()
+    linear = {name for name, m in loaded.model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _last_layers(loaded: Loaded, count: int | None) -> list[int] | None:
+    layers = loaded.model.config.get_text_config(decoder=True).num_hidden_layers
+    if count is None:
+        return None
+    if count > layers:
+        raise ModelError(f"train.lora.last_layers is {count}, but the model has {layers} layers")
+    return list(range(layers - count, layers))
 
 
 def _arguments(settings: TrainSettings, rows: int, logs: Path, *, seed: int, bf16: bool) -> TrainingArguments:
@@ -217,6 +237,22 @@ def autocast(loaded: Loaded) -> torch.autocast:
     return torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=loaded.device.dtype == "bfloat16")
 
 
+def _newest_checkpoint(logs: Path) -> Path | None:
+    """The newest whole checkpoint. The Trainer writes its state last, so one without it was torn by a kill: it goes."""
+    for folder in sorted(logs.glob("checkpoint-*"), key=_step_of, reverse=True):
+        try:
+            read_json(folder / TRAINER_STATE_NAME)
+        except DataError:
+            shutil.rmtree(folder)
+        else:
+            return folder
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
 def _forget_after(file: Path, *, step: int) -> None:
     """Drop the lines that a killed run wrote after its newest checkpoint: they come again."""
     if file.is_file():
@@ -226,12 +262,12 @@ def _forget_after(file: Path, *, step: int) -> None:
 def _save(policy: Any, loaded: Loaded, target: Path, *, merge: bool) -> None:
     scratch = target.with_name(".model-writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    policy.set_attn_implementation("sdpa")
-    policy.save_pretrained(scratch)
-    loaded.tokenizer.save_pretrained(scratch)
-    if merge and hasattr(policy, "merge_and_unload"):
-        policy.merge_and_unload().save_pretrained(scratch / "merged")
-        loaded.tokenizer.save_pretrained(scratch / "merged")
+    with plain_attention(policy):
+        policy.save_pretrained(scratch)
+        loaded.tokenizer.save_pretrained(scratch)
+        if merge and hasattr(policy, "merge_and_unload"):
+            policy.merge_and_unload().save_pretrained(scratch / "merged")
+            loaded.tokenizer.save_pretrained(scratch / "merged")
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
 

@@ -1,8 +1,8 @@
 """From conversations to token ids, with the checks that keep training and use in step.
 
 A response is what the chat template adds to the prompt when the assistant's turn follows, up to and with the end-of-turn
-token. A row is refused, with its reason, where the prompt's tokens are not the start of the whole conversation's, or
-where the end-of-turn token is not there exactly once.
+token. A row is refused, with its reason, where the prompt's tokens are not the start of the whole conversation's, where
+the end-of-turn token is not there exactly once, or where the template makes another text of the answer.
 
 >>> example = pair_example(pair, template)  # doctest: +SKIP
 >>> len(example.prompt), [len(r) for r in example.responses]  # doctest: +SKIP
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,16 +62,16 @@ def encode(prompt: Messages, response: str, template: Template) -> tuple[tuple[i
     """The tokens of the prompt (up to where the assistant starts) and of the response (end of turn included).
 
     Raises:
-        BoundaryError: they would not be the tokens of the whole conversation, or the turn does not end exactly once.
+        BoundaryError: they would not be the tokens of the whole conversation, the turn does not end exactly once, or the
+            template changes the answer.
 
     """
-    tokenizer = template.tokenizer
+    tokenizer: Any = template.tokenizer
     turns = [{"role": m.role, "content": m.content} for m in prompt]
     start = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
     prompt_ids = tokenizer(start, add_special_tokens=False)["input_ids"]
     whole_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    assert isinstance(prompt_ids, list) and isinstance(whole_ids, list)
     if whole_ids[: len(prompt_ids)] != prompt_ids:
         raise BoundaryError("the prompt's tokens are not the start of the whole conversation's tokens")
     response_ids = whole_ids[len(prompt_ids) :]
@@ -80,6 +80,10 @@ def encode(prompt: Messages, response: str, template: Template) -> tuple[tuple[i
         raise BoundaryError(f"the end-of-turn token stands {len(ends)} times in the response, expected once")
     if ends[0] == 0:
         raise BoundaryError("the response has no tokens")
+    # what the model would learn to write must be the answer; only the blank space around it is the template's affair
+    written, _, _ = whole[len(start) :].partition(str(tokenizer.convert_ids_to_tokens(response_ids[ends[0]])))
+    if written.strip() != response.strip():
+        raise BoundaryError("the chat template puts text of its own into the response, or leaves out a part of it")
     return tuple(prompt_ids), tuple(response_ids[: ends[0] + 1])
 
 
@@ -113,8 +117,8 @@ def tokenise(
                 raise DataError(f"row {row.id}: {reason}; raise the limit, or set train.overlong to drop or truncate")
             cut = _truncated(example, max_tokens) if overlong == "truncate" else None
             if cut is None:
-                one_side = " and only one answer would be cut" if overlong == "truncate" else ""
-                failures.append(Failure(row.id, "train", "overlong", reason + one_side))
+                uncut = _why_uncut(example, max_tokens) if overlong == "truncate" else ""
+                failures.append(Failure(row.id, "train", "overlong", reason + uncut))
                 continue
             example = cut
         examples.append(example)
@@ -127,6 +131,11 @@ def _truncated(example: Example, max_tokens: int) -> Example | None:
     if room < 1 or any(len(response) <= room for response in example.responses):
         return None
     return replace(example, responses=tuple(response[:room] for response in example.responses))
+
+
+def _why_uncut(example: Example, max_tokens: int) -> str:
+    full = len(example.prompt) >= max_tokens
+    return ", and the prompt alone fills it" if full else ", and only one answer would be cut"
 
 
 def with_mismatched(examples: Sequence[Example]) -> list[Example]:

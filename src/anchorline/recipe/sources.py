@@ -1,0 +1,93 @@
+"""What a recipe brings in from outside: its prompts, or its pairs, split into training and held-out rows.
+
+Read once before a run makes its folder, so that a mistake leaves nothing behind, and again by the stage that keeps them.
+
+>>> sources = read_sources(recipe)  # doctest: +SKIP
+>>> len(sources.train), len(sources.heldout), len(sources.problems)  # doctest: +SKIP
+(300, 60, 0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from anchorline.data import drop_overlap, read_pairs, read_prompts, read_unpaired, scan_rows, split
+from anchorline.errors import DataError, RecipeError
+from anchorline.objectives.names import DESCRIPTIONS
+from anchorline.recipe.config import Recipe
+from anchorline.types import Pair, Prompt, Unpaired
+
+
+class Sources(NamedTuple):
+    """Prompts by their use, the training prompts that are held out too, and the rows that could not be used."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+    general: list[Prompt]
+    dropped: list[Prompt]
+    problems: list[DataError]
+
+
+class Given(NamedTuple):
+    """What `pairs.file` and the general prompts hold, split, and the rows of them that could not be used."""
+
+    train: Sequence[Pair | Unpaired]
+    heldout: Sequence[Pair | Unpaired]
+    prompts: list[Prompt]
+    """Of the held-out rows."""
+    general: list[Prompt]
+    problems: list[DataError]
+
+
+def read_sources(recipe: Recipe) -> Sources:
+    """Training, held-out and general prompts.
+
+    A prompt that is held out is never trained on, whatever its capitals and spaces.
+    """
+    sources, strict = recipe.prompts, recipe.strict
+    assert sources is not None
+    loaded = read_prompts(sources.train, strict=strict, system=sources.system)
+    problems = list(loaded.problems)
+    dropped: list[Prompt] = []
+    if isinstance(sources.heldout, str):
+        other = read_prompts(sources.heldout, strict=strict, system=sources.system)
+        problems += other.problems
+        heldout = other.rows
+        train, dropped = drop_overlap(loaded.rows, heldout)
+    else:
+        train, heldout = split(loaded.rows, heldout=sources.heldout, seed=recipe.seed)
+    general = read_prompts(sources.general, strict=strict) if sources.general else None
+    problems += general.problems if general else []
+    return Sources(train[: sources.limit], heldout, general.rows if general else [], dropped, problems)
+
+
+def read_given(recipe: Recipe) -> Given:
+    """Pairs, or single labelled answers where the first row of `pairs.file` has a `completion`."""
+    rows, problems = _given_rows(recipe)
+    keys = split([Prompt(row.id, row.prompt) for row in rows], heldout=recipe.pairs.heldout, seed=recipe.seed)
+    held = {prompt.id for prompt in keys.heldout}
+    source = recipe.prompts.general if recipe.prompts else None
+    general = read_prompts(source, strict=recipe.strict) if source else None
+    return Given(
+        [row for row in rows if row.id not in held],
+        [row for row in rows if row.id in held],
+        keys.heldout,
+        general.rows if general else [],
+        [*problems, *(general.problems if general else [])],
+    )
+
+
+def _given_rows(recipe: Recipe) -> tuple[Sequence[Pair | Unpaired], list[DataError]]:
+    source = recipe.pairs.file
+    assert source is not None
+    first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
+    reader = read_unpaired if "completion" in first else read_pairs
+    loaded = reader(source, strict=recipe.strict)
+    only_pairs = [name for name in recipe.train.objective if DESCRIPTIONS[name].needs == "pairs"]
+    if only_pairs and loaded.rows and isinstance(loaded.rows[0], Unpaired):
+        others = ", ".join(name for name, d in DESCRIPTIONS.items() if d.needs != "pairs")
+        raise RecipeError(
+            f"{', '.join(only_pairs)} needs pairs, and {source} holds single labelled answers; set train.objective to {others}"
+        )
+    return loaded.rows, loaded.problems

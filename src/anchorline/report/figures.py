@@ -1,0 +1,76 @@
+"""Figures as the report and the card print them. What is missing or not a number is "–", never "nan" or "None".
+
+>>> number(0.0812), objective_text({"apo_zero": 1.0, "sft": 0.2})
+('0.0812', 'apo_zero + 0.2 sft')
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from anchorline.report.charts import is_number
+
+MISSING = "–"
+
+
+def percent(value: Any, *, digits: int | None = None) -> str:
+    r"""A share in per cent: whole where it is whole, else with one digit, so that 99.7 % is never shown as 100 %.
+
+    >>> percent(0.95), percent(0.997), percent(0.95, digits=1), percent(None)
+    ('95\xa0%', '99.7\xa0%', '95.0\xa0%', '–')
+    """
+    if not is_number(value):
+        return MISSING
+    if digits is None:
+        digits = 0 if abs(value * 100 - round(value * 100)) < 1e-9 else 1
+    return f"{value * 100:.{digits}f}\u00a0%".replace("-", "−")
+
+
+def number(value: Any, digits: int | None = None) -> str:
+    """A number with that many digits after the point, or with three significant ones; a count in full.
+
+    >>> number(12345), number(0.0812), number(-7.4, 2), number(float("nan"))
+    ('12,345', '0.0812', '−7.40', '–')
+    """
+    if not is_number(value):
+        return MISSING
+    if digits is None and isinstance(value, int):
+        text = f"{value:,}"
+    elif digits is None:
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    else:
+        text = f"{value:,.{digits}f}"
+    return text.replace("-", "−")
+
+
+def duration(value: Any) -> str:
+    r"""Seconds as a reader says them.
+
+    >>> duration(4.21), duration(372), duration(7380)
+    ('4.2\xa0s', '6\xa0min 12\xa0s', '2\xa0h 03\xa0min')
+    """
+    if not is_number(value):
+        return MISSING
+    if value < 59.95:
+        return f"{value:.1f}\u00a0s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}\u00a0h {minutes:02d}\u00a0min" if hours else f"{minutes}\u00a0min {seconds:02d}\u00a0s"
+
+
+def objective_text(weights: Any) -> str:
+    """The objective as it is written in the text: a weighted sum, a weight of 1 left out.
+
+    >>> objective_text({"apo_zero": 1.0, "sft": 0.2})
+    'apo_zero + 0.2 sft'
+    """
+    if not isinstance(weights, Mapping) or not weights:
+        return MISSING
+    return " + ".join(name if weight == 1 else f"{number(weight)} {name}" for name, weight in weights.items())
+
+
+def factor(kl: Any) -> str:
+    """How many times as probable a token is to the policy as to the reference, on geometric average, at this KL in nats."""
+    return number(math.exp(kl), 2) if is_number(kl) and kl < 20 else MISSING

@@ -1,0 +1,199 @@
+"""What commands print: results for people, one JSON object for machines, bars on a terminal and silence elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from anchorline.cli.main import app
+from anchorline.cli.show import exit_code, print_summary, progress
+from anchorline.data import read_jsonl
+from anchorline.errors import AnchorlineError, DataError, MissingExtra
+from tiny_chat import STYLE, write_rows
+
+PAIRS = [
+    {
+        "prompt": f"where is my {w}",
+        "chosen": "good day. Boats sail.",
+        "rejected": "Boats sail.",
+        "details": {"touched": ["greeting"]},
+    }
+    for w in ("map", "hat", "[b]bag[/b]")
+]
+SUMMARY: dict[str, Any] = {
+    "name": "tiny",
+    "style": {"before": {"all": 0.0}, "after": {"all": 0.95}, "n": 60},
+    "drift": {"kl_per_token": 0.0812, "prompts": 100},
+    "preference": {"accuracy": 0.98, "n": 50},
+    "pairs": 290,
+    "failures": 10,
+    "objective": {"apo_zero": 1.0},
+    "seconds": {"sample": 60.0, "train": 61.2},
+    "peak_rss_gib": 3.21,
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("pairs.jsonl"), PAIRS)
+    answers = [{"prompt": "a", "text": "Boats sail."}, {"prompt": "b", "text": ""}, {"prompt": "c"}, 7]
+    write_rows(Path("answers.jsonl"), answers)
+    Path("style.yaml").write_text(json.dumps(STYLE))
+    return tmp_path
+
+
+def good(*words: str) -> Result:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "", "quiet where stderr is no terminal"
+    return result
+
+
+def one_object(text: str) -> dict[str, Any]:
+    """The only thing printed."""
+    assert text.count("\n") == 1 and text.endswith("\n")
+    return json.loads(text)
+
+
+def test_measure_as_json() -> None:
+    table = one_object(good("measure", "pairs.jsonl", "--json").stdout)
+    assert (table["pairs"], table["rules"], table["left_out"]) == (3, {"greeting": 3}, [])
+    assert table["metrics"]["word_jaccard"]["mean"] == pytest.approx(0.5)
+
+
+def test_measure_for_people() -> None:
+    text = good("measure", "pairs.jsonl").stdout
+    assert "3 pairs" in text and "word_jaccard" in text and "greeting: touched in 3 pairs" in text
+
+
+def test_measure_names_the_rows_that_it_left_out() -> None:
+    write_rows(Path("pairs.jsonl"), [*PAIRS, {"prompt": "[red]a[/red]"}])
+    text = good("measure", "pairs.jsonl").stdout
+    assert "3 pairs" in text and "left out: pairs.jsonl:4: chosen: " in text
+    [problem] = one_object(good("measure", "pairs.jsonl", "--json").stdout)["left_out"]
+    assert problem.startswith("pairs.jsonl:4: chosen: ")
+
+
+def test_measure_writes_its_table() -> None:
+    printed = one_object(good("measure", "pairs.jsonl", "--json", "--out", "m.json").stdout)
+    assert json.loads(Path("m.json").read_text()) == printed
+
+
+def test_pairs_of_a_file() -> None:
+    words = ("pairs", "answers.jsonl", "--style", "style.yaml", "--out", "made.jsonl")
+    assert one_object(good(*words, "--json").stdout) == {"pairs": 1, "failures": 3}
+    [pair] = [row for _, row in read_jsonl("made.jsonl")]
+    assert pair["chosen"] == [{"role": "assistant", "content": "good day. Boats sail."}]
+    assert (pair["maker"], pair["reviser"], pair["details"]["touched"]) == ("clair", "rules", ["greeting"])
+    failures = [row for _, row in read_jsonl("failures.jsonl")]
+    assert [(f["kind"], f["details"].get("line"), f["details"].get("field")) for f in failures] == [
+        ("malformed", 3, "text"),
+        ("malformed", 4, None),
+        ("empty", None, None),
+    ]
+    assert failures[1]["reason"].count("answers.jsonl:4: ") == 1
+    text = good(*words).stdout
+    assert text == "1 pairs in made.jsonl; 3 rows left out, see failures.jsonl\n"
+
+
+def test_pairs_and_measure_follow_each_other() -> None:
+    good("pairs", "answers.jsonl", "--style", "style.yaml", "--out", "made.parquet")
+    table = one_object(good("measure", "made.parquet", "--json").stdout)
+    assert (table["pairs"], table["rules"]) == (1, {"greeting": 1})
+
+
+def test_the_summary_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(SUMMARY, "runs/tiny", as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "tiny: 290 pairs, 10 rows left out",
+        "all rules kept: 0.0% before, 95.0% after (60 held-out prompts)",
+        "drift: 0.081 nats a token on 100 general prompts",
+        "preference accuracy: 98.0% of 50 held-out pairs",
+        "121 s, at most 3.2 GiB; everything is in runs/tiny",
+    ]
+
+
+def test_the_summary_leaves_out_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = {"style": {"before": {"all": None}, "after": {"all": None}, "n": None}}
+    nothing |= {"drift": {"kl_per_token": None, "prompts": None}, "preference": {"accuracy": None, "n": None}}
+    print_summary(SUMMARY | nothing, "runs/tiny", as_json=False)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_summary_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(SUMMARY | {"name": "é"}, "runs/tiny", as_json=True)
+    assert one_object(capsys.readouterr().out) == SUMMARY | {"name": "é"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("is empty", file="a.jsonl"), 2, "error: a.jsonl: is empty\n"),
+        (AnchorlineError("no"), 1, "error: no\n"),
+        (MissingExtra("training", "train"), 2, "error: training needs packages that are not installed: "),
+        (KeyboardInterrupt(), 1, "stopped; what is finished is kept. Continue with: anchorline run 'a b.yaml'\n"),
+        (OSError(28, "No space left on device", "f"), 1, "error: f: No space left on device\n"),
+        (ZeroDivisionError("x"), 1, "internal error: ZeroDivisionError: x ("),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANCHORLINE_DEBUG", raising=False)
+
+    def call() -> None:
+        raise error
+
+    assert exit_code(call, again="anchorline run 'a b.yaml'") == code
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(line) and shown.err.count("\n") == 1
+
+
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANCHORLINE_DEBUG", "1")
+    assert exit_code(lambda: print(1 / 0)) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_bars_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as shown, shown.task("sample", total=2, unit="answers") as advance:
+        advance(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def on_a_terminal(*words: str) -> tuple[str, str]:
+    """A command's stdout, and what a terminal in the place of its stderr was sent."""
+    ours, theirs = pty.openpty()
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anchorline", *words], stdout=subprocess.PIPE, stderr=theirs, env=env
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end was closed
+            break
+        if not part:
+            break
+        shown += part
+    out, _ = process.communicate()
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return out.decode(), shown.decode()
+
+
+def test_bars_on_a_terminal_and_json_apart_from_them() -> None:
+    out, shown = on_a_terminal("measure", "pairs.jsonl", "--json")
+    assert one_object(out)["pairs"] == 3
+    assert "measure" in shown and "3/3" in shown and "pairs" in shown

@@ -1,0 +1,214 @@
+"""Drift and preference on a tiny model: nothing where nothing changed, and hand-worked figures where something did."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anchorline.evals.drift import MOST, drift
+from anchorline.evals.preference import preference
+from anchorline.evals.subject import Subject, attend, load_subject
+from anchorline.llm.models import Loaded, load
+from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.run import load_policy, with_adapter
+from anchorline.train.tokenise import encode
+from anchorline.types import Answer, Message, Pair
+from tiny_chat import save_tiny_chat
+
+SETTINGS = TrainSettings(dtype="float32", forward="plain", beta=0.5)
+ANSWERS = [
+    Answer("a", (Message("user", "where is my hat"),), "Boats sail. the map", "stop"),
+    Answer("b", (Message("user", "a lamp"),), "box", "length"),
+]
+PAIRS = [
+    Pair("p", (Message("user", "where is my hat"),), "good day. Boats sail.", "box left twice"),
+    Pair("q", (Message("user", "a lamp"),), "Maps help.", "nobody rang"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More threads only get in each other's way with so small a model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_chat(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def loaded(folder: Path) -> Loaded:
+    return load(str(folder), dtype="float32")
+
+
+def subject(policy: Loaded, reference: Any) -> Subject:
+    return Subject(policy, reference, nullcontext, packed=False)
+
+
+def flat(model: Any) -> Any:
+    """The model with a head of zeros: every token is as likely as every other."""
+    other = copy.deepcopy(model)
+    other.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    return other
+
+
+def log_probs(loaded: Loaded, answer: Answer) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Log-probs [tokens, vocabulary] along the answer, and its tokens, straight from the model."""
+    prompt, response = encode(answer.prompt, answer.text, subject(loaded, None).template)
+    response = response[:-1] if answer.finish == "length" else response
+    with torch.no_grad():
+        logits = loaded.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].double()
+    return logits[len(prompt) - 1 : -1].log_softmax(-1), response
+
+
+def test_a_model_has_not_drifted_from_itself(loaded: Loaded) -> None:
+    table = drift(subject(loaded, loaded.model), ANSWERS, seed=0)
+    names = ("kl_per_token", "low", "high", "logprob_change_per_token")
+    assert {name: table[name] for name in names} == dict.fromkeys(names, 0.0)
+    assert table["prompts"] == 2
+
+
+def test_a_cut_answer_counts_without_the_end_of_turn(loaded: Loaded) -> None:
+    table = drift(subject(loaded, loaded.model), ANSWERS, seed=0)
+    assert {row["id"]: row["tokens"] for row in table["most"]} == {"a": 5, "b": 1}
+    assert table["tokens"] == 6
+
+
+def test_kl_from_a_flat_reference_is_log_v_minus_the_entropy(loaded: Loaded) -> None:
+    """KL(π ‖ uniform) = log V + Σ π log π, over all tokens; the change of a token is log π + log V."""
+    table = drift(subject(loaded, flat(loaded.model)), ANSWERS, seed=0)
+    kl, change, by_prompt = [], [], {}
+    for answer in ANSWERS:
+        logp, tokens = log_probs(loaded, answer)
+        log_v = math.log(logp.shape[1])
+        each = log_v + (logp.exp() * logp).sum(-1)
+        by_prompt[answer.id] = float(each.mean())
+        kl += each.tolist()
+        change += [float(logp[i, token]) + log_v for i, token in enumerate(tokens)]
+    assert table["kl_per_token"] == pytest.approx(sum(kl) / 6, rel=1e-5)
+    assert table["logprob_change_per_token"] == pytest.approx(sum(change) / 6, rel=1e-5)
+    assert {row["id"]: row["kl_per_token"] for row in table["most"]} == pytest.approx(by_prompt, rel=1e-5)
+    assert [row["id"] for row in table["most"]] == sorted(by_prompt, key=lambda id: -by_prompt[id])
+
+
+def test_kl_is_of_the_policy_from_the_reference_not_the_other_way(loaded: Loaded) -> None:
+    """KL(uniform ‖ π) = −log V − mean log π."""
+    uniform = loaded._replace(model=flat(loaded.model))
+    table = drift(subject(uniform, loaded.model), ANSWERS[1:], seed=0)
+    logp, _ = log_probs(loaded, ANSWERS[1])
+    expected = float((-math.log(logp.shape[1]) - logp.mean(-1)).mean())
+    assert table["kl_per_token"] == pytest.approx(expected, rel=1e-5)
+    assert table["kl_per_token"] != pytest.approx(
+        drift(subject(loaded, uniform.model), ANSWERS[1:], seed=0)["kl_per_token"], rel=0.05
+    )
+
+
+def test_only_the_most_drifted_prompts_are_kept(loaded: Loaded) -> None:
+    words = ["hat", "map", "key", "bag", "cup", "lamp", "tent", "rope"]
+    many = [Answer(w, (Message("user", f"the {w}"),), "Boats sail.", "stop") for w in words]
+    table = drift(subject(loaded, flat(loaded.model)), many, seed=0)
+    assert table["prompts"] == 8 and len(table["most"]) == MOST
+    figures = [row["kl_per_token"] for row in table["most"]]
+    assert figures == sorted(figures, reverse=True)
+
+
+def test_no_general_prompt_no_figure(loaded: Loaded) -> None:
+    table = drift(subject(loaded, loaded.model), [], seed=0)
+    assert (table["prompts"], table["kl_per_token"], table["low"], table["most"]) == (0, None, None, [])
+
+
+def test_an_untrained_model_prefers_nothing(loaded: Loaded) -> None:
+    scored = preference(subject(loaded, loaded.model), PAIRS, SETTINGS)
+    names = ("accuracy", "margin", "chosen_reward", "rejected_reward", "both_fell")
+    assert {name: scored.table[name] for name in names} == dict.fromkeys(names, 0.0)
+    assert [row["id"] for row in scored.rows] == ["p", "q"]
+
+
+def test_rewards_are_beta_times_the_log_ratio(loaded: Loaded) -> None:
+    scored = preference(subject(loaded, flat(loaded.model)), PAIRS, SETTINGS)
+    for pair, row in zip(PAIRS, scored.rows, strict=True):
+        rewards = []
+        for text in (pair.chosen, pair.rejected):
+            logp, tokens = log_probs(loaded, Answer("", pair.prompt, text, "stop"))
+            log_ratio = sum(float(logp[i, t]) + math.log(logp.shape[1]) for i, t in enumerate(tokens))
+            rewards.append(SETTINGS.beta * log_ratio)
+        assert [row["chosen_reward"], row["rejected_reward"]] == pytest.approx(rewards, rel=1e-4)
+        assert row["margin"] == pytest.approx(rewards[0] - rewards[1], rel=1e-4)
+    assert scored.table["accuracy"] == sum(row["margin"] > 0 for row in scored.rows) / 2
+    assert scored.table["margin"] == pytest.approx(sum(row["margin"] for row in scored.rows) / 2)
+
+
+def test_swapped_pairs_have_the_opposite_margin(loaded: Loaded) -> None:
+    compared = subject(loaded, flat(loaded.model))
+    margin = preference(compared, PAIRS, SETTINGS).table["margin"]
+    assert preference(compared, [p.swap() for p in PAIRS], SETTINGS).table["margin"] == pytest.approx(-margin)
+
+
+def test_a_pair_that_cannot_be_scored_is_reported(loaded: Loaded) -> None:
+    tight = SETTINGS.model_copy(update={"max_tokens": 11})
+    long = Pair("long", PAIRS[0].prompt, "good day. " * 9, "box")
+    scored = preference(subject(loaded, loaded.model), [long, PAIRS[1]], tight)
+    assert [row["id"] for row in scored.rows] == ["q"] and scored.table["n"] == 1
+    assert [(f.id, f.stage, f.kind) for f in scored.failures] == [("long", "evaluate", "overlong")]
+
+
+def test_no_pair_no_figure(loaded: Loaded) -> None:
+    table = preference(subject(loaded, loaded.model), [], SETTINGS).table
+    assert (table["n"], table["accuracy"], table["margin"], table["both_fell"]) == (0, None, None, None)
+
+
+def save_adapter(folder: Path, target: Path) -> None:
+    """An adapter that does something."""
+    settings = TrainSettings(dtype="float32", lora=LoraSettings(rank=2))
+    policy = with_adapter(load_policy(str(folder), settings), settings, str(folder))
+    torch.manual_seed(1)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    policy.save_pretrained(target)
+    load(str(folder), dtype="float32").tokenizer.save_pretrained(target)
+
+
+def test_packed_and_plain_say_the_same_of_an_adapter(folder: Path, tmp_path: Path) -> None:
+    save_adapter(folder, tmp_path / "trained")
+    figures = []
+    for forward in ("plain", "packed"):
+        settings = SETTINGS.model_copy(update={"forward": forward})
+        compared = load_subject(tmp_path / "trained", str(folder), settings)
+        attend(compared, "packed")
+        assert compared.packed == (forward == "packed")
+        scored = preference(compared, PAIRS, settings)
+        table = drift(compared, ANSWERS, seed=0)
+        figures.append([table["kl_per_token"], table["logprob_change_per_token"], scored.table["margin"]])
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3)
+    assert figures[0][0] > 0.01
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it(folder: Path, tmp_path: Path, loaded: Loaded) -> None:
+    save_adapter(folder, tmp_path / "trained")
+    compared = load_subject(tmp_path / "trained", str(folder), SETTINGS)
+    tokens = torch.tensor([[7, 8, 9]])
+    with torch.no_grad(), compared.switched_off():
+        assert torch.equal(compared.reference(input_ids=tokens).logits, loaded.model(input_ids=tokens).logits)
+    with torch.no_grad():
+        assert not torch.equal(compared.policy.model(input_ids=tokens).logits, loaded.model(input_ids=tokens).logits)
+
+
+def test_the_reference_of_whole_weights_is_the_model_that_was_named(folder: Path, tmp_path: Path) -> None:
+    other = save_tiny_chat(tmp_path / "trained", seed=1)
+    compared = load_subject(other, str(folder), SETTINGS)
+    tokens = torch.tensor([[7, 8, 9]])
+    for model, where in ((compared.policy.model, other), (compared.reference, folder)):
+        with torch.no_grad():
+            expected = load(str(where), dtype="float32").model(input_ids=tokens).logits
+            assert torch.equal(model(input_ids=tokens).logits, expected)

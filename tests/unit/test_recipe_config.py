@@ -1,0 +1,143 @@
+"""The recipe file: paths, overrides, the resolved recipe, and that a run folder's own recipe reads back the same.
+
+After a wanted change of a recipe or a default, write the golden file again with ANCHORLINE_UPDATE_GOLDEN=1.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anchorline.cli.options import as_yaml, recipe_of_data, settings
+from anchorline.errors import RecipeError
+from anchorline.recipe import Recipe, load_recipe
+from anchorline.recipe.config import override_setting, parse_recipe
+from tiny_chat import write_recipe
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "recipe.yaml"
+
+
+def test_the_resolved_harbour_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe("recipes/harbour.yaml")
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if os.environ.get("ANCHORLINE_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_recipe_names_files_that_exist(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe.style and Path(recipe.style).is_file()
+    assert recipe.prompts
+    for source in (recipe.prompts.train, recipe.prompts.heldout, recipe.prompts.general):
+        assert Path(str(source)).is_file()
+
+
+def test_paths_are_beside_the_recipe_and_ids_stay(tmp_path: Path) -> None:
+    file = write_recipe(tmp_path / "r", "nobody/model", pairs={"file": "nobody/pairs"})
+    recipe = load_recipe(file)
+    assert recipe.prompts
+    assert recipe.style == str(tmp_path / "r" / "style.yaml")
+    assert recipe.prompts.train == str(tmp_path / "r" / "train.jsonl")
+    assert (recipe.model, recipe.pairs.file) == ("nobody/model", "nobody/pairs")
+    (tmp_path / "r" / "nobody" / "model").mkdir(parents=True)
+    assert load_recipe(file).model == str(tmp_path / "r" / "nobody" / "model"), "a folder that is there wins"
+
+
+def test_missing_files_stay_beside_the_recipe_and_hub_ids_stay(tmp_path: Path) -> None:
+    file = write_recipe(tmp_path / "r", "m", prompts={"train": "gone.jsonl", "general": "owner/name", "heldout": 0.5})
+    prompts = load_recipe(file).prompts
+    assert prompts and (prompts.train, prompts.general, prompts.heldout) == (
+        str(tmp_path / "r" / "gone.jsonl"),
+        "owner/name",
+        0.5,
+    )
+
+
+def test_overrides_are_taken_from_the_current_folder(tmp_path: Path) -> None:
+    file = write_recipe(tmp_path / "r", "m")
+    assert load_recipe(file, ["style=mine.yaml"]).style == "mine.yaml"
+
+
+def test_later_overrides_win_and_others_stay(tmp_path: Path) -> None:
+    file = write_recipe(tmp_path, "m")
+    changed = load_recipe(file, ["train.beta=0.5", "train.beta=0.2", "train.lora.alpha=4", "prompts.limit=2"])
+    assert (changed.train.beta, changed.train.lora and changed.train.lora.alpha) == (0.2, 4.0)
+    assert changed.prompts and changed.prompts.limit == 2
+    first = load_recipe(file)
+    back = load_recipe(file, ["train.beta=0.1", "train.lora.alpha=32", "prompts.limit=null"])
+    assert changed != first == back
+
+
+def test_a_group_that_is_off_can_be_switched_on_by_one_key() -> None:
+    data: dict[str, object] = {"train": {"lora": None}}
+    override_setting(data, "train.lora.rank=4")
+    recipe = parse_recipe(data)
+    assert recipe.train.lora and recipe.train.lora.rank == 4
+
+
+def test_overrides_leave_the_callers_mapping_alone() -> None:
+    inner = {"beta": 0.1}
+    data: dict[str, object] = {"train": inner}
+    override_setting(data, "train.beta=0.3")
+    assert inner == {"beta": 0.1} and data["train"] == {"beta": 0.3}
+
+
+def test_a_run_folders_recipe_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "r", "m"), ["train.objective=apo_zero=1,sft=0.2", "train.lora=null"])
+    (tmp_path / "out").mkdir()
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (tmp_path / "out" / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path / "out") == recipe
+
+
+def test_a_recipe_saved_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbfname: marked\n")
+    assert load_recipe(tmp_path / "r.yaml").name == "marked"
+
+
+def test_a_recipe_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_options_arrive_as_they_were_typed(text: str) -> None:
+    """`--model` and file names are texts, whatever YAML would make of them."""
+    data: dict[str, object] = {}
+    override_setting(data, f"style={as_yaml(text)}")
+    assert data["style"] == text
+
+
+def test_plain_options_are_shown_plainly() -> None:
+    given = settings(["a=1"], model="embedded:x", strict=True, train__objective="dpo", out=None)
+    assert given == ["a=1", "model=embedded:x", "strict=True", "train.objective=dpo"]
+    assert settings(None, model="a #1") == ['model="a #1"']
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("data/pairs.jsonl", "pairs"),
+        ("my pairs (1).jsonl", "my-pairs-1"),
+        ("owner/name:train", "name-train"),
+        ("-.jsonl", "run"),
+        ("x" * 99 + ".jsonl", "x" * 64),
+    ],
+)
+def test_a_data_file_gives_its_run_a_name(source: str, name: str) -> None:
+    recipe = recipe_of_data("pairs.file", source, ["model=m"])
+    assert (recipe.name, recipe.pairs.file, recipe.model) == (name, source, "m")
+
+
+def test_the_message_counts_what_else_is_wrong() -> None:
+    with pytest.raises(RecipeError, match=r"^here: seed: got -1, but .* \(and 1 more\)$"):
+        parse_recipe({"train": {"beta": -1}, "seed": -1}, source="here")

@@ -1,0 +1,160 @@
+"""Training on pairs and labelled answers that are there already: every format, the right objective, the right split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anchorline.cli.options import recipe_of_data
+from anchorline.data import read_json, read_jsonl
+from anchorline.data import write_rows as write_table
+from anchorline.errors import RecipeError
+from anchorline.recipe import load_recipe, run
+from tiny_chat import save_tiny_chat, write_recipe, write_rows
+
+THINGS = ("hat", "map", "key", "bag", "cup", "lamp")
+QUICK = ["train.dtype=float32", "train.learning_rate=0.01", "train.lora.rank=2", "pairs.heldout=0.34"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More threads only get in each other's way with so small a model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_chat(tmp_path_factory.mktemp("model"))
+
+
+def pair(thing: str, layout: str) -> dict[str, Any]:
+    """A pair as TRL writes it."""
+    chosen, rejected = f"good day. the {thing} left.", f"{thing} box"
+    if layout == "plain":
+        return {"prompt": f"the {thing}", "chosen": chosen, "rejected": rejected}
+    asked = [{"role": "system", "content": "help"}, {"role": "user", "content": f"the {thing}"}]
+    sides = {
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+    if layout == "whole conversations":
+        return {side: [*asked, *turn] for side, turn in sides.items()}
+    return {"prompt": asked, **sides}
+
+
+def trained(model: Path, place: Path, file: str, *overrides: str) -> dict[str, Any]:
+    """Run `train` on the file."""
+    recipe = recipe_of_data("pairs.file", str(place / file), [f"model={model}", *QUICK, *overrides])
+    return run(recipe, place / "out", upto="train")
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_jsonl(file)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_every_format_of_pairs_gives_the_same_pairs(model: Path, tmp_path: Path, ending: str) -> None:
+    table = [pair(thing, "conversational") for thing in THINGS]
+    if ending == "parquet":
+        write_table(tmp_path / "p.parquet", table)
+    elif ending == "json":
+        (tmp_path / "p.json").write_text(json.dumps(table))
+    else:
+        write_rows(tmp_path / "p.jsonl", table)
+    recipe = recipe_of_data("pairs.file", str(tmp_path / f"p.{ending}"), [f"model={model}", "pairs.heldout=0.34"])
+    run(recipe, tmp_path / "out", upto="measure")
+    kept = rows(tmp_path / "out" / "pairs.jsonl")
+    held = rows(tmp_path / "out" / "evals" / "given-pairs.jsonl")
+    assert (len(kept), len(held)) == (4, 2)
+    back = sorted(((row["prompt"], row["chosen"], row["rejected"]) for row in [*kept, *held]), key=str)
+    assert back == sorted(((row["prompt"], row["chosen"], row["rejected"]) for row in table), key=str)
+    assert read_json(tmp_path / "out" / "measure.json")["pairs"] == 4
+
+
+@pytest.mark.parametrize("layout", ["plain", "conversational", "whole conversations"])
+def test_every_layout_of_pairs_is_trained_on(model: Path, tmp_path: Path, layout: str) -> None:
+    write_rows(tmp_path / "p.jsonl", [pair(thing, layout) for thing in THINGS])
+    summary = trained(model, tmp_path, "p.jsonl")
+    assert (summary["pairs"], summary["failures"]) == (4, 0)
+    assert (tmp_path / "out" / "model" / "adapter_config.json").is_file()
+    [step] = rows(tmp_path / "out" / "train" / "metrics.jsonl")
+    assert step["loss"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss"), [("apo_zero_unpaired", 0.5), ("kto", 0.5), ("sft", None), ("kto=1,sft=0.1", None)]
+)
+def test_labelled_answers(model: Path, tmp_path: Path, objective: str, loss: float | None) -> None:
+    labelled = [
+        {"prompt": f"the {thing}", "completion": f"{thing} left.", "label": n % 2 == 0}
+        for n, thing in enumerate(THINGS)
+    ]
+    write_rows(tmp_path / "u.jsonl", labelled)
+    summary = trained(model, tmp_path, "u.jsonl", f"train.objective={objective}")
+    assert summary["pairs"] == 4
+    kept = rows(tmp_path / "out" / "pairs.jsonl")
+    assert {row["label"] for row in kept} == {True, False} and all("completion" in row for row in kept)
+    [step] = rows(tmp_path / "out" / "train" / "metrics.jsonl")
+    assert loss is None or step["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_labelled_answers_to_the_end(model: Path, tmp_path: Path) -> None:
+    """Measure, evaluation and report do without pairs."""
+    labelled = [{"prompt": f"the {thing}", "completion": f"{thing} left.", "label": True} for thing in THINGS]
+    write_rows(tmp_path / "r" / "u.jsonl", labelled)
+    recipe = load_recipe(
+        write_recipe(tmp_path / "r", model, pairs={"file": "u.jsonl", "heldout": 0.34}),
+        ["train.objective=sft"],
+    )
+    summary = run(recipe, tmp_path / "out")
+    assert summary["style"]["n"] == 2 and summary["preference"] == {"accuracy": None, "n": None}
+    assert summary["drift"]["prompts"] == 2
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_held_out_pairs_are_other_prompts_than_the_trained_ones(model: Path, tmp_path: Path) -> None:
+    twice = [pair(thing, "plain") for thing in THINGS]
+    twice += [{**row, "prompt": row["prompt"].upper(), "chosen": "good day."} for row in twice]
+    write_rows(tmp_path / "p.jsonl", twice)
+    recipe = recipe_of_data("pairs.file", str(tmp_path / "p.jsonl"), ["pairs.heldout=0.34"])
+    run(recipe, tmp_path / "out", upto="measure")
+    texts = [
+        {row["prompt"][0]["content"].lower() for row in rows(tmp_path / "out" / name)}
+        for name in ("pairs.jsonl", "evals/given-pairs.jsonl", "evals/prompts.jsonl")
+    ]
+    assert texts[0] & texts[1] == set() and texts[1] == texts[2] and len(texts[0] | texts[1]) == 6
+
+
+def test_bad_pairs_are_named_and_left_out(model: Path, tmp_path: Path) -> None:
+    good = [pair(thing, "plain") for thing in THINGS]
+    write_rows(tmp_path / "p.jsonl", [*good, {**good[0], "chosen": good[0]["rejected"]}, 7])
+    recipe = recipe_of_data("pairs.file", str(tmp_path / "p.jsonl"), [])
+    assert run(recipe, tmp_path / "out", upto="measure")["failures"] == 2
+    failures = rows(tmp_path / "out" / "failures.jsonl")
+    assert [(f["stage"], f["kind"], f["details"]["line"], f["details"]["field"]) for f in failures] == [
+        ("given", "malformed", 7, "chosen"),
+        ("given", "malformed", 8, None),
+    ]
+    assert all(f["details"]["file"] == str(tmp_path / "p.jsonl") for f in failures)
+
+
+@pytest.mark.parametrize("objective", ["apo_zero", "apo_down", "dpo", "kto=1,sft=1,dpo=1"])
+def test_labelled_answers_are_refused_by_objectives_of_pairs(model: Path, tmp_path: Path, objective: str) -> None:
+    write_rows(tmp_path / "u.jsonl", [{"prompt": w, "completion": "left.", "label": True} for w in THINGS])
+    with pytest.raises(RecipeError, match=r"^(apo_zero|apo_down|dpo) needs pairs, and .*u.jsonl holds single"):
+        trained(model, tmp_path, "u.jsonl", f"train.objective={objective}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_serve_objectives_of_labelled_answers(model: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "p.jsonl", [pair(thing, "plain") for thing in THINGS])
+    trained(model, tmp_path, "p.jsonl", "train.objective=kto")
+    [step] = rows(tmp_path / "out" / "train" / "metrics.jsonl")
+    assert step["chosen_reward"] == pytest.approx(0, abs=1e-3)

@@ -1,0 +1,123 @@
+"""Reference log-probs are computed once: what the file holds is not asked of the model again."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_train_toys import PAD, example, tiny
+
+from anchorline.errors import TrainingError
+from anchorline.train import reference
+from anchorline.train.attention import PACKED
+from anchorline.train.forward import plain_attention, plain_logps
+from anchorline.train.reference import reference_key, reference_logps
+from anchorline.train.tokenise import response_key, with_mismatched
+
+EXAMPLES = [example([5, 6, i], [10 + i, 11, 12], [40, 41 + i]) for i in range(20)]
+
+
+@pytest.fixture
+def model() -> Any:
+    made = tiny()
+    made.set_attn_implementation(PACKED)
+    return made
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[int, ...]]:
+    """Every response that the model was asked about."""
+    responses: list[tuple[int, ...]] = []
+    forward = reference.example_logps
+
+    def watched(model, examples, **keywords):
+        responses.extend(r for e in examples for r in e.responses)
+        return forward(model, examples, **keywords)
+
+    monkeypatch.setattr(reference, "example_logps", watched)
+    return responses
+
+
+def compute(model, examples, folder, *, packed=True):
+    return reference_logps(model, examples, folder, key="k", packed=packed, pad=PAD)
+
+
+def test_every_answer_has_the_log_prob_of_the_plain_forward(model, tmp_path):
+    table = compute(model, EXAMPLES, tmp_path)
+    with torch.no_grad(), plain_attention(model):
+        expected = plain_logps(model, EXAMPLES, pad=PAD).tolist()
+    keys = [response_key(e.prompt, r) for e in EXAMPLES for r in e.responses]
+    assert [table[k] for k in keys] == pytest.approx(expected, rel=1e-5) and len(table) == len(set(keys))
+    with plain_attention(model):
+        plainly = compute(model, EXAMPLES, tmp_path / "plain", packed=False)
+    assert plainly == pytest.approx(table, rel=1e-5)
+
+
+def test_a_second_objective_asks_for_nothing(model, tmp_path, asked):
+    first = compute(model, EXAMPLES, tmp_path)
+    assert len(asked) == 40
+    asked.clear()
+    assert compute(model, EXAMPLES[::-1], tmp_path) == first and asked == []
+
+
+def test_only_the_owed_responses_are_computed(model, tmp_path, asked):
+    first = compute(model, EXAMPLES[:5], tmp_path)
+    asked.clear()
+    rows = [*EXAMPLES[:6], example([5, 6, 2], [12, 11, 12], [77])]  # the same prompt and chosen answer, another rejected
+    table = compute(model, rows, tmp_path)
+    assert sorted(asked) == sorted([*EXAMPLES[5].responses, (77,)])
+    assert table.items() >= first.items() and len(table) == 13
+    asked.clear()
+    compute(model, with_mismatched(rows), tmp_path)  # kto's borrowed responses are all that is new
+    assert sorted(asked) == sorted(e.responses[2] for e in with_mismatched(rows))
+
+
+def test_the_file_of_another_reference_is_not_used(model, tmp_path, asked):
+    compute(model, EXAMPLES[:2], tmp_path)
+    reference_logps(model, EXAMPLES[:2], tmp_path, key="other", packed=True, pad=PAD)
+    assert len(asked) == 8
+
+
+def test_the_key_depends_on_each_of_its_parts():
+    keys = {reference_key(m, dtype=d, forward=f) for m in "ab" for d in ("float32", "bfloat16") for f in ("packed", "plain")}
+    assert len(keys) == 8
+
+
+def test_a_torn_line_is_owed_again_and_the_file_heals(model, tmp_path, asked):
+    first = compute(model, EXAMPLES[:3], tmp_path)
+    file = tmp_path / "k.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:-9])
+    asked.clear()
+    again = compute(model, EXAMPLES[:3], tmp_path)
+    assert len(asked) == 1 and again == pytest.approx(first, rel=1e-6)
+    assert {json.loads(line)["answer"] for line in file.read_text().splitlines()} == first.keys()
+
+
+def test_a_killed_call_keeps_what_it_had(model, tmp_path, asked, monkeypatch):
+    forward, calls = reference.example_logps, []
+
+    def killed(*args, **keywords):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return forward(*args, **keywords)
+
+    monkeypatch.setattr(reference, "example_logps", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compute(model, EXAMPLES, tmp_path)
+    monkeypatch.setattr(reference, "example_logps", forward)
+    asked.clear()
+    compute(model, EXAMPLES, tmp_path)
+    assert len(asked) == 40 - 2 * reference.BATCH
+
+
+def test_a_damaged_model_is_an_error_and_leaves_no_line(model, tmp_path):
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    with pytest.raises(TrainingError, match="not finite"):
+        compute(model, EXAMPLES[:2], tmp_path)
+    assert not (tmp_path / "k.jsonl").exists()

@@ -1,0 +1,399 @@
+"""A whole training of the tiny model: where it starts, where it goes, what it leaves, and that a killed one continues."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from test_train_toys import PAD, SIZES, pair, save_tiny, template, tiny, tokenizer, words
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Trainer
+
+from anchorline.errors import DataError, ModelError, TrainingError
+from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.forward import plain_logps
+from anchorline.train.run import train
+from anchorline.train.tokenise import tokenise
+from anchorline.types import Message, Pair, Unpaired
+
+ROWS = [pair(i) for i in range(6)]
+ANSWERS = [Unpaired(p.id, p.prompt, p.chosen if i % 2 else p.rejected, bool(i % 2)) for i, p in enumerate(ROWS)]
+LORA = LoraSettings(rank=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """accelerate collects garbage after each training, through all that the imports left: a third of the time here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def settings(objective="apo_zero", **changes: Any) -> TrainSettings:
+    plain: dict[str, Any] = {
+        "learning_rate": 2e-3,
+        "epochs": 2,
+        "pairs_per_step": 4,
+        "warmup": 0,
+        "schedule": "constant_with_warmup",
+        "dtype": "float32",
+        "lora": LORA,
+    }
+    return TrainSettings(objective=objective, **{**plain, **changes})
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """One dict a step, without the clock."""
+    lines = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def pairs(folder: Path) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(folder / "train" / "pairs.parquet").to_pylist()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = (folder / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+# ---- where it starts and where it goes ----------------------------------------------------------------------------
+
+FIRST_LOSS = {
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "dpo": math.log(2),
+    "kto": 0.5,
+    "apo_zero_unpaired": 0.5,
+}
+# after training: which way the mean rewards of chosen and rejected have gone; None where the objective does not say
+WAY = {
+    "apo_zero": (1, -1),
+    "apo_down": (None, -1),
+    "dpo": (None, -1),
+    "kto": (1, -1),
+    "apo_zero_unpaired": (1, -1),
+    "sft": (1, None),
+    "apo_zero=1,sft=0.2": (1, -1),
+}
+
+
+def check_start(folder: Path, objective: str) -> None:
+    rows = [row for row in pairs(folder) if row["step"] == 1]
+    rewards = [row[n] for row in rows for n in ("chosen_reward", "rejected_reward", "reward") if n in row]
+    assert len(rewards) in (6, 12) and max(map(abs, rewards)) < 1e-3
+    first = metrics(folder)[0]
+    assert abs(first["chosen_reward"]) < 1e-3 and abs(first["rejected_reward"]) < 1e-3
+    if objective in FIRST_LOSS:
+        assert first["loss"] == pytest.approx(FIRST_LOSS[objective], abs=1e-3)
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("objective", WAY)
+def test_rewards_start_at_zero_and_go_where_the_objective_says(objective, lora, model, tmp_path):
+    train(ROWS, model, settings(objective, lora=lora, pairs_per_step=6, epochs=4, learning_rate=5e-3), tmp_path)
+    check_start(tmp_path, objective)
+    last = metrics(tmp_path)[-1]
+    for way, name in zip(WAY[objective], ("chosen_reward", "rejected_reward"), strict=True):
+        assert way is None or way * last[name] > 0.02, name
+    if objective != "sft":
+        assert last["margin"] > 0.05 and last["loss"] < metrics(tmp_path)[0]["loss"]
+
+
+@pytest.mark.parametrize("objective", ["kto", "apo_zero_unpaired", "sft"])
+def test_single_labelled_answers_train_too(objective, model, tmp_path):
+    made = train(ANSWERS, model, settings(objective, pairs_per_step=6, epochs=4, learning_rate=5e-3), tmp_path)
+    check_start(tmp_path, "" if objective == "sft" else objective)
+    last = metrics(tmp_path)[-1]
+    assert made.rows == 6 and last["chosen_reward"] > 0.02
+    assert objective == "sft" or last["rejected_reward"] < -0.02
+
+
+def test_apo_downs_first_gradient_does_not_know_the_chosen_answer(model, tmp_path):
+    """At the reference its gradient on the chosen answer is exactly 0."""
+    row = pair(0, chosen="w1 w2", rejected="w60 w61 w62")
+    for name, one in {"down": row, "other chosen": replace(row, chosen="w3 w4 w5 w6")}.items():
+        train([one], model, settings("apo_down", epochs=1, lora=None), tmp_path / name)
+    norms = [metrics(tmp_path / name)[0]["grad_norm"] for name in ("down", "other chosen")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0.1
+
+
+# ---- one step is the mean over its pairs, however they are laid out -------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[LORA, None], ids=["lora", "full"])
+def in_one_row(request, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one-row")
+    train(ROWS[:5], model, settings(lora=request.param), folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pairs_per_row": 2}, {"forward": "plain"}, {"gradient_checkpointing": True}], ids=str
+)
+def test_rows_accumulation_checkpointing_and_the_plain_forward_change_nothing(changes, in_one_row, model, tmp_path):
+    """Adam divides rounding errors by themselves where a gradient is 0, so the weights are compared through their use."""
+    lora, folder = in_one_row
+    train(ROWS[:5], model, settings(lora=lora, **changes), tmp_path)
+    a, b = metrics(folder), metrics(tmp_path)
+    assert len(a) == len(b) == 4  # the second step of each epoch has one pair only
+    for one, other in zip(a, b, strict=True):
+        assert other | {"epoch": 0} == pytest.approx(one | {"epoch": 0}, rel=1e-3, abs=1e-3)
+    for one, other in zip(pairs(folder), pairs(tmp_path), strict=True):
+        assert {k: other[k] for k in ("id", "step", "epoch")} == {k: one[k] for k in ("id", "step", "epoch")}
+        assert other["policy_chosen"] == pytest.approx(one["policy_chosen"], rel=1e-3)
+
+
+def test_the_records_agree_with_each_other_and_hold_every_pair_once_an_epoch(model, tmp_path):
+    train(ROWS[:5], model, settings(pairs_per_row=2, epochs=3), tmp_path)
+    rows = pairs(tmp_path)
+    assert sorted((r["epoch"], r["id"]) for r in rows) == [(e, f"p{i}") for e in range(3) for i in range(5)]
+    for line in metrics(tmp_path):
+        mine = [r for r in rows if r["step"] == line["step"]]
+        assert line["loss"] == pytest.approx(sum(r["loss"] for r in mine) / len(mine), rel=1e-5)
+        assert line["margin"] == pytest.approx(sum(r["margin"] for r in mine) / len(mine), rel=1e-5, abs=1e-7)
+    for row in rows:
+        assert row["chosen_reward"] == pytest.approx(0.1 * (row["policy_chosen"] - row["reference_chosen"]), abs=1e-5)
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_after_it(model, tmp_path):
+    train(ROWS, model, settings(pairs_per_step=1, epochs=2, warmup=0.25, schedule="linear"), tmp_path)
+    rates = [line["learning_rate"] for line in metrics(tmp_path)]
+    assert len(rates) == 12 and rates.index(max(rates)) == 3 and max(rates) == pytest.approx(2e-3)
+    assert rates[:4] == sorted(rates[:4]) and rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_gradients_are_left_alone_at_a_norm_of_zero(model, tmp_path):
+    train(ROWS[:4], model, settings(epochs=1, max_grad_norm=0), tmp_path)
+    assert metrics(tmp_path)[0]["grad_norm"] > 0
+
+
+def test_the_same_seed_trains_the_same_adapter_and_another_seed_another(model, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(ROWS, model, settings(epochs=1), tmp_path / name, seed=seed)
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+# ---- killed, and continued ------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What a kill looks like from within: nothing may catch it."""
+
+
+class KillAfter:
+    """A progress whose bar for training falls at a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    @contextmanager
+    def task(self, label: str, *, total: int, unit: str):
+        def advance(count: int) -> None:
+            self.left -= count if label == "train" else 0
+            if self.left <= 0:
+                raise Killed
+
+        yield advance
+
+
+def same(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    assert pairs(a) == pairs(b)
+    mine, other = weights(a), weights(b)
+    assert mine.keys() == other.keys() and all(torch.equal(mine[k], other[k]) for k in mine)
+
+
+INTERRUPTED = {
+    "lora": settings(pairs_per_step=2, pairs_per_row=1, save_steps=2, schedule="cosine", warmup=0.2),
+    "dropout, kto": settings("kto", pairs_per_step=2, save_steps=2, lora=LoraSettings(rank=4, dropout=0.2)),
+    "full": settings("dpo", pairs_per_step=2, save_steps=2, lora=None),
+}
+
+
+@pytest.fixture(scope="module", params=INTERRUPTED)
+def uninterrupted(request, model, tmp_path_factory):
+    """Settings, what `train` gave, and its folder."""
+    chosen, folder = INTERRUPTED[request.param], tmp_path_factory.mktemp("whole")
+    return chosen, train(ROWS, model, chosen, folder), folder
+
+
+@pytest.fixture(scope="module")
+def with_lora(model, tmp_path_factory):
+    chosen, folder = INTERRUPTED["lora"], tmp_path_factory.mktemp("whole")
+    train(ROWS, model, chosen, folder)
+    return chosen, folder
+
+
+def test_a_killed_training_continues_to_the_very_same_end(uninterrupted, model, tmp_path):
+    chosen, made, whole = uninterrupted
+    # the first kill comes before any checkpoint, the second after line 3 was written behind checkpoint 2
+    for step in (1, 4):
+        with pytest.raises(Killed):
+            train(ROWS, model, chosen, tmp_path, progress=KillAfter(step))
+    assert len(metrics(tmp_path)) == 3 and not (tmp_path / "model").exists()
+    again = train(ROWS, model, chosen, tmp_path)
+    assert (again.rows, again.steps) == (made.rows, made.steps) == (6, 6)
+    same(tmp_path, whole)
+
+
+def test_a_checkpoint_that_a_kill_tore_is_not_continued_from(with_lora, model, tmp_path, monkeypatch):
+    chosen, whole = with_lora
+    calls = []
+
+    def killed(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return original(self, *args)
+
+    original = Trainer._save_optimizer_and_scheduler  # after the weights, before all else
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", killed)
+        train(ROWS, model, chosen, tmp_path)
+    assert {p.name for p in (tmp_path / "train").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    train(ROWS, model, chosen, tmp_path)
+    same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("call", ["write_rows", "_save"])
+def test_a_kill_after_the_last_step_costs_no_step(call, with_lora, model, tmp_path, monkeypatch):
+    chosen, whole = with_lora
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(f"anchorline.train.run.{call}", killed)
+        train(ROWS, model, chosen, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("anchorline.train.trainer.loss", killed)
+        train(ROWS, model, chosen, tmp_path)
+    same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_kill_while_it_tidies_up_loses_nothing(removed, with_lora, model, tmp_path, monkeypatch):
+    chosen, whole = with_lora
+    remove = shutil.rmtree
+
+    def killed(path, *args, **kwargs):
+        if tidying := len(list((tmp_path / "train").glob("*.parquet"))):
+            (Path(path) / "adapter_model.safetensors").unlink()
+        if removed or not tidying:
+            remove(path, *args, **kwargs)
+        if tidying:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("anchorline.train.run.shutil.rmtree", killed)
+        train(ROWS, model, chosen, tmp_path)
+    train(ROWS, model, chosen, tmp_path)
+    same(tmp_path, whole)
+
+
+# ---- what it leaves -------------------------------------------------------------------------------------------------
+
+
+def logps_of(network: Any) -> torch.Tensor:
+    examples = tokenise(ROWS, template(), max_tokens=100, overlong="drop").examples
+    with torch.no_grad():
+        return plain_logps(network.eval(), examples, pad=PAD)
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_the_saved_model_loads_plainly_and_is_the_trained_one(lora, model, tmp_path):
+    train(ROWS, model, settings(lora=lora, pairs_per_step=6, epochs=5, merge=lora is not None), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["metrics.jsonl", "pairs.parquet"]
+    base = AutoModelForCausalLM.from_pretrained(model)
+    before = logps_of(base)
+    if lora is None:
+        trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    else:
+        assert json.loads((tmp_path / "model/adapter_config.json").read_text())["base_model_name_or_path"] == model
+        trained = PeftModel.from_pretrained(base, str(tmp_path / "model"))
+    after = logps_of(trained)
+    moved = (after - before).reshape(-1, 2).mean(0) * 0.1
+    last = metrics(tmp_path)[-1]  # of the weights one step earlier: already well on the way
+    assert moved[0] > last["chosen_reward"] > 0.01 and moved[1] < last["rejected_reward"] < -0.01
+    if lora is not None:
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model/merged")
+        assert merged.config._attn_implementation == "sdpa"
+        assert torch.allclose(logps_of(merged), after, rtol=1e-4)
+
+
+def test_a_model_whose_attention_cannot_be_replaced_trains_with_the_plain_forward(tmp_path):
+    kind = tiny(Gemma2Config(**SIZES, head_dim=8), Gemma2ForCausalLM)
+    kind.save_pretrained(tmp_path / "gemma2")
+    tokenizer().save_pretrained(tmp_path / "gemma2")
+    with pytest.raises(ModelError, match=r"gemma2 does not run packed: .* set train\.forward to plain"):
+        train(ROWS, str(tmp_path / "gemma2"), settings(), tmp_path)
+    train(ROWS, str(tmp_path / "gemma2"), settings(forward="plain", pairs_per_step=6), tmp_path)
+    check_start(tmp_path, "apo_zero")
+    assert (tmp_path / "model/adapter_config.json").is_file()
+
+
+# ---- what it refuses ------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_cannot_be_trained_on_are_named_and_the_rest_is_trained(model, tmp_path):
+    rows = [*ROWS, pair(7, chosen="w1 <end>"), pair(8, rejected=words(60))]
+    made = train(rows, model, settings(max_tokens=40, epochs=1), tmp_path)
+    assert made.rows == 6 and [(f.id, f.kind) for f in made.failures] == [("p7", "boundary"), ("p8", "overlong")]
+    assert {row["id"] for row in pairs(tmp_path)} == {p.id for p in ROWS}
+
+
+def test_nothing_left_to_train_on_is_an_error_that_says_why(model, tmp_path):
+    rows = [pair(i, chosen="w1 <end>") for i in range(3)]
+    with pytest.raises(DataError, match=r"no row is left to train on: .*2 times.* \(row p0, and 2 more\)"):
+        train(rows, model, settings(), tmp_path)
+    with pytest.raises(DataError, match="no row is left to train on$"):
+        train([], model, settings(), tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_and_the_row(model, tmp_path, monkeypatch):
+    from anchorline.train import trainer
+
+    calls, original = [], trainer.loss
+
+    def breaks(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs) * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(trainer, "loss", breaks)
+    with pytest.raises(TrainingError, match=r"not a number at step 2 \(rows p\d.*lower train\.learning_rate"):
+        train(ROWS, model, settings(), tmp_path)
+
+
+def test_training_an_adapter_again_is_refused_with_the_way_out(model, tmp_path):
+    made = train(ROWS, model, settings(epochs=1), tmp_path)
+    with pytest.raises(ModelError, match=r"is an adapter.*train\.merge"):
+        train(ROWS, str(made.model), settings(), tmp_path / "second")
+
+
+def test_an_adapter_on_modules_that_are_not_there_is_refused(model, tmp_path):
+    with pytest.raises(ModelError, match="the adapter does not fit the model"):
+        train(ROWS, model, settings(lora=LoraSettings(target=["no_such_module"])), tmp_path)
+
+
+def test_a_system_message_and_earlier_turns_are_part_of_the_prompt(model, tmp_path):
+    said = (Message("system", "w1"), Message("user", "w2"), Message("assistant", "w3"), Message("user", "w4"))
+    made = train([Pair("p", said, "w5 w6", "w7")], model, settings(epochs=1), tmp_path)
+    assert made.rows == 1 and pairs(tmp_path)[0]["chosen_tokens"] == 3
