@@ -14,6 +14,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client, which reads it once
 
 UNIT = Path(__file__).parent / "unit"
+sys.path.append(str(UNIT))  # the model tier plays with the unit tier's toys, also when it is run alone
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -22,9 +22,7 @@ PLAIN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "LANG": "C.
 
 def shown(*words: str) -> str:
     """What the command prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", CALL, *words], capture_output=True, text=True, check=True, env=PLAIN
-    )
+    done = subprocess.run([sys.executable, "-c", CALL, *words], capture_output=True, text=True, check=True, env=PLAIN)
     assert done.stderr == ""
     return "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
 

@@ -8,7 +8,9 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -18,13 +20,15 @@ from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
 from anchorline.cli.main import app
-from anchorline.measure import PairMeasures
+from anchorline.measure import measure_pair, summarise
 from anchorline.objectives import DESCRIPTIONS
 from anchorline.recipe.config import Recipe, override_setting, parse_recipe
 from anchorline.recipe.manifest import Manifest, StageRecord
 from anchorline.recipe.stages import STAGES
 from anchorline.recipe.summary import write_summary
 from anchorline.style import parse_style
+from anchorline.train.config import TrainSettings
+from anchorline.types import Answer, Message
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -171,26 +175,51 @@ def test_agents_md_is_short() -> None:
     assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
-def test_the_run_folders_files_and_fields_are_described(tmp_path: Path) -> None:
+def section(title: str) -> set[str]:
+    """What stands in code spans of one section of docs/run-folder.md."""
+    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    return set(re.findall(r"`([^`]+)`", text.split(f"## {title}\n")[1].split("\n## ")[0]))
+
+
+def test_every_file_of_a_run_folder_is_described() -> None:
+    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    words = {Path(word).name for word in re.findall(r"`([^`]+)`", text)}
+    assert {Path(name).name for stage in STAGES for name in stage.outputs} - {"train"} - words == set()
+
+
+def test_the_fields_of_a_run_are_described(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    summary = set(dotted(write_summary(tmp_path, parse_recipe({}))))
+    assert {name for name in summary if not name.startswith("objective.")} - section("summary.json") == set()
+    assert {*Manifest.model_fields, *StageRecord.model_fields} - section("manifest.json") == set()
+    measured = summarise([measure_pair("a b", "a c", tokenize=lambda text: [len(text)])])
+    spread = measured["metrics"]["word_jaccard"]
+    assert {*measured, *measured["metrics"], *spread, *spread["histogram"]} - section("measure.json") == set()
+
+
+def test_the_fields_of_training_are_described() -> None:
     from anchorline.objectives.logps import AnswerLogps, PairLogps
     from anchorline.objectives.metrics import PairMetrics
     from anchorline.train.trainer import step_metrics
 
-    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
-    words = {word for span in re.findall(r"`([^`]+)`", text) for word in (span, Path(span).name)}
-    files = {Path(name).name for stage in STAGES for name in stage.outputs} - {"train"}
-    row = dict.fromkeys([*PairMetrics._fields, *PairLogps._fields], 1.0)
-    (tmp_path / "recipe.yaml").write_text("name: x\n")
-    fields = {
-        *PairMetrics._fields,
-        *PairLogps._fields,
-        *AnswerLogps._fields,
-        *step_metrics([row]),
-        *PairMeasures._fields,
-    }
-    fields |= {*Manifest.model_fields, *StageRecord.model_fields}
-    fields |= set(dotted(write_summary(tmp_path, parse_recipe({})))) - {"objective.apo_zero"}
-    assert (files | fields) - words == set()
+    columns = {*PairMetrics._fields, *PairLogps._fields, *AnswerLogps._fields}
+    assert columns - section("train/pairs.parquet") == set()
+    assert set(step_metrics([dict.fromkeys(columns, 1.0)])) - section("train/metrics.jsonl") == set()
+
+
+def test_the_fields_of_evaluation_are_described() -> None:
+    from anchorline.evals.drift import drift
+    from anchorline.evals.preference import preference
+    from anchorline.evals.style import side_by_side, style_table
+
+    nobody: Any = SimpleNamespace(arithmetic=nullcontext, template=None)
+    style = parse_style({"name": "x", "rules": [{"kind": "no_exclamation"}]})
+    answers = [Answer("a", (Message("user", "Hi"),), "Hi.", "stop")]
+    table = style_table(style, answers, answers)
+    fields = {*table, *table["before"], *table["before"]["all"], *table["before"]["words"]}
+    fields |= {*side_by_side(style, answers, answers)[0]} - {"id", "prompt"}
+    fields |= {*drift(nobody, [], seed=0), *preference(nobody, [], TrainSettings()).table}
+    assert fields - section("evals/") == set()
 
 
 def dotted(value: dict[str, Any], prefix: str = "") -> Iterator[str]:

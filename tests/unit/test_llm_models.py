@@ -137,7 +137,9 @@ def test_a_folder_without_a_model_says_what_was_expected_in_it(tmp_path):
 
 
 def test_a_hub_id_without_a_network_is_one_line():
-    with pytest.raises(ModelError, match="could not be fetched from the hub .*HF_TOKEN, or name a local folder") as raised:
+    with pytest.raises(
+        ModelError, match=r"could not be fetched from the hub .*HF_TOKEN, or name a local folder"
+    ) as raised:
         resolve("no-such-owner/no-such-model")
     assert "\n" not in str(raised.value)
 
@@ -146,7 +148,9 @@ def test_a_hub_id_without_a_network_is_one_line():
 
 
 def test_an_unknown_embedded_model_names_those_that_there_are():
-    with pytest.raises(ModelError, match="unknown embedded model 'embedded:no'; there are: embedded:smollm2-135m-instr"):
+    with pytest.raises(
+        ModelError, match="unknown embedded model 'embedded:no'; there are: embedded:smollm2-135m-instr"
+    ):
         resolve("embedded:no")
 
 
@@ -213,7 +217,7 @@ def digest(file: Path) -> str:
 def test_a_cache_that_cannot_be_written_says_which_setting_moves_it(package, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANCHORLINE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="cannot be written .*; set ANCHORLINE_CACHE"):
+    with pytest.raises(ModelError, match=r"cannot be written .*; set ANCHORLINE_CACHE"):
         embedded.embedded_path("embedded:smollm2-135m-instruct")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from anchorline.errors import DataError
 from anchorline.evals.preference import Preference
 from anchorline.recipe import load_recipe, run
 from anchorline.recipe.run import wanted_stages
-from anchorline.recipe.stages import STAGES
+from anchorline.recipe.stages import STAGES, Stage
 from anchorline.train.run import Trained
 from anchorline.types import Answer
 from tiny_chat import STYLE, write_recipe, write_rows
@@ -31,6 +32,7 @@ from tiny_chat import STYLE, write_recipe, write_rows
 ALL = ["prompts", "sample", "baseline", "pairs", "measure", "train", "evaluate", "report"]
 TRAINED = ["train", "evaluate", "report"]
 NEW_BASELINE = ["prompts", "baseline", "evaluate", "report"]
+NEW_MODEL = ["sample", "baseline", "measure", "train", "evaluate"]
 NEW_PAIRS = ["pairs", "measure", *TRAINED]
 
 
@@ -71,10 +73,11 @@ class Engines:
         return {"n": 1, "prompts": 1, "accuracy": 1.0, "kl_per_token": 0.5, "of": hashed(subject, rest[0])}
 
 
-@pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+@contextmanager
+def stood_in() -> Iterator[Engines]:
+    """The stand-ins in the places of the engines, and every stage watched."""
     made = Engines()
-    patches: dict[str, Callable[..., Any]] = {
+    stand_ins: dict[str, Callable[..., Any]] = {
         "anchorline.llm.models.load": lambda model, *, dtype: "loaded",
         "anchorline.llm.hf_local.answer_batches": made.answer_batches,
         "anchorline.train.run.train": made.train,
@@ -84,26 +87,43 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
         "anchorline.evals.preference.preference": lambda *a, **k: Preference(made.score(*a, **k), [], []),
         "anchorline.report.write_report": lambda folder: (folder / "report.html").write_text("page"),
         "anchorline.report.write_card": lambda folder: (folder / "README.md").write_text("card"),
+        "os.fsync": lambda file: None,  # nobody pulls the plug here
     }
-    for name, stand_in in patches.items():
-        monkeypatch.setattr(name, stand_in)
 
-    def spied(stage: Any) -> Any:
+    def watched(stage: Stage) -> Stage:
         return stage._replace(act=lambda context: (made.ran.append(stage.name), stage.act(context))[1])
 
-    monkeypatch.setattr(import_module("anchorline.recipe.run"), "STAGES", tuple(map(spied, STAGES)))
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stand_in in stand_ins.items():
+            patch.setattr(name, stand_in)
+        patch.setattr(import_module("anchorline.recipe.run"), "STAGES", tuple(map(watched, STAGES)))
+        yield made
 
 
 @pytest.fixture
-def place(engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def engines() -> Iterator[Engines]:
+    with stood_in() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe in `r` that was run to its end in `out`."""
+    folder = tmp_path_factory.mktemp("finished")
+    with stood_in() as engines, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("model").mkdir()
+        Path("model/config.json").write_text("{}")
+        write_recipe(Path("r"), "../model")
+        assert again(engines) == ALL
+    return folder
+
+
+@pytest.fixture
+def place(engines: Engines, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished folder, to work in."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.fsync", lambda file: None)  # nobody pulls the plug here
-    Path("model").mkdir()
-    Path("model/config.json").write_text("{}")
-    write_recipe(Path("r"), "../model")
-    assert again(engines) == ALL
     return tmp_path
 
 
@@ -192,7 +212,7 @@ CHANGES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "one more held-out prompt": (lambda: append("r/heldout.jsonl", {"prompt": "the cup"}), NEW_BASELINE),
     "one more general prompt": (lambda: append("r/general.jsonl", {"prompt": "the cup"}), NEW_BASELINE),
     "spaces in the prompts' file": (lambda: append("r/train.jsonl", None), ["prompts"]),
-    "another model": (lambda: Path("model/config.json").write_text('{"a": 1}'), ["sample", "baseline", "measure", "train", "evaluate"]),
+    "another model": (lambda: Path("model/config.json").write_text('{"a": 1}'), NEW_MODEL),
     "pairs edited by hand": (edit_pairs, ["measure", *TRAINED]),
     "model deleted": (lambda: shutil.rmtree("out/model"), ["train"]),
     "page deleted": (lambda: Path("out/report.html").unlink(), ["report"]),

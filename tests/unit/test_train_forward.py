@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from test_train_toys import PAD, SIZES, VOCABULARY, example, llama, random_example, relative, tiny
-from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from anchorline.errors import ModelError
 from anchorline.train import forward
@@ -163,6 +170,11 @@ def test_sliding_windows_are_honoured(kind, dtype):
     with torch.no_grad():
         far, near = (plain_logps(m, examples, pad=PAD) for m in (open_wide, model))
     assert relative(far, near) > 0.01, "the window is too wide to show anything"
+
+
+def test_scores_are_scaled_as_the_model_says():
+    config = Gemma3TextConfig(**SIZES, head_dim=8, query_pre_attn_scalar=64, sliding_window=4)
+    check(tiny(config, Gemma3ForCausalLM), CASES["several pairs"])
 
 
 def test_a_long_window_changes_nothing():

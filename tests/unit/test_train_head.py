@@ -140,5 +140,5 @@ def test_the_whole_matrix_of_scores_never_exists(trained, monkeypatch):
     [((5, 6), (11, 7), (5,)), ((5, 6), (11, 6), (4,)), ((1, 5, 6), (11, 6), (5,)), ((5, 6), (11, 6), (5, 1))],
 )
 def test_shapes_that_do_not_fit_are_refused(hidden, weight, targets):
-    with pytest.raises(ValueError, match="expected hidden .* got"):
+    with pytest.raises(ValueError, match=r"expected hidden .* got"):
         token_logps(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.long))

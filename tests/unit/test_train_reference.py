@@ -66,7 +66,10 @@ def test_a_second_objective_asks_for_nothing(model, tmp_path, asked):
 def test_only_the_owed_responses_are_computed(model, tmp_path, asked):
     first = compute(model, EXAMPLES[:5], tmp_path)
     asked.clear()
-    rows = [*EXAMPLES[:6], example([5, 6, 2], [12, 11, 12], [77])]  # the same prompt and chosen answer, another rejected
+    rows = [
+        *EXAMPLES[:6],
+        example([5, 6, 2], [12, 11, 12], [77]),
+    ]  # the same prompt and chosen answer, another rejected
     table = compute(model, rows, tmp_path)
     assert sorted(asked) == sorted([*EXAMPLES[5].responses, (77,)])
     assert table.items() >= first.items() and len(table) == 13
@@ -82,7 +85,9 @@ def test_the_file_of_another_reference_is_not_used(model, tmp_path, asked):
 
 
 def test_the_key_depends_on_each_of_its_parts():
-    keys = {reference_key(m, dtype=d, forward=f) for m in "ab" for d in ("float32", "bfloat16") for f in ("packed", "plain")}
+    keys = {
+        reference_key(m, dtype=d, forward=f) for m in "ab" for d in ("float32", "bfloat16") for f in ("packed", "plain")
+    }
     assert len(keys) == 8
 
 

@@ -46,6 +46,7 @@ def model(tmp_path_factory) -> str:
 
 def settings(objective="apo_zero", **changes: Any) -> TrainSettings:
     plain: dict[str, Any] = {
+        "objective": objective,
         "learning_rate": 2e-3,
         "epochs": 2,
         "pairs_per_step": 4,
@@ -54,7 +55,7 @@ def settings(objective="apo_zero", **changes: Any) -> TrainSettings:
         "dtype": "float32",
         "lora": LORA,
     }
-    return TrainSettings(objective=objective, **{**plain, **changes})
+    return TrainSettings(**{**plain, **changes})
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -364,7 +365,7 @@ def test_nothing_left_to_train_on_is_an_error_that_says_why(model, tmp_path):
     rows = [pair(i, chosen="w1 <end>") for i in range(3)]
     with pytest.raises(DataError, match=r"no row is left to train on: .*2 times.* \(row p0, and 2 more\)"):
         train(rows, model, settings(), tmp_path)
-    with pytest.raises(DataError, match="no row is left to train on$"):
+    with pytest.raises(DataError, match=r"no row is left to train on$"):
         train([], model, settings(), tmp_path)
 
 

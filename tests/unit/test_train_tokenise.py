@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train_toys import END, TEMPLATE, example, pair, template, tokenizer, words
+from tokenizers.processors import TemplateProcessing
 
 from anchorline.errors import DataError
 from anchorline.train.tokenise import BoundaryError, encode, response_key, tokenise, with_mismatched
@@ -25,16 +26,14 @@ def failures_of(rows, text=TEMPLATE, **changes):
 @settings(max_examples=20)
 @given(turns=st.integers(1, 3), prompt=st.integers(1, 6), response=st.integers(1, 9))
 def test_prompt_and_response_are_the_whole_conversation_and_the_turn_ends_once(turns, prompt, response):
-    said = tuple(
-        Message(role, words(prompt, first=i)) for i in range(turns) for role in (("user", "assistant")[i % 2],)
-    )
+    said = tuple(Message("assistant" if i % 2 else "user", words(prompt, first=i)) for i in range(turns))
     answer = words(response, first=50)
     prompt_ids, response_ids = encode(said, answer, TINY)
-    turns_ = [{"role": m.role, "content": m.content} for m in said]
-    whole = TINY.tokenizer.apply_chat_template([*turns_, {"role": "assistant", "content": answer}], tokenize=False)
-    assert [*prompt_ids, *response_ids] == TINY.tokenizer(whole, add_special_tokens=False)["input_ids"]
+    rows = [{"role": m.role, "content": m.content} for m in (*said, Message("assistant", answer))]
+    whole = str(TINY.tokenizer.apply_chat_template(rows, tokenize=False))
+    assert [*prompt_ids, *response_ids] == TINY.tokenizer(whole)["input_ids"]
     assert response_ids.count(END) == 1 and response_ids[-1] == END and len(response_ids) == response + 1
-    assert TINY.tokenizer.decode(response_ids[:-1]) == answer
+    assert TINY.tokenizer.decode(list(response_ids[:-1])) == answer
 
 
 def test_what_the_template_writes_after_the_end_of_turn_is_not_trained_on():
@@ -43,17 +42,13 @@ def test_what_the_template_writes_after_the_end_of_turn_is_not_trained_on():
 
 
 def test_a_tokenizer_that_adds_special_tokens_adds_none_here():
-    class Eager(type(tokenizer())):
-        def __call__(self, text, *, add_special_tokens=True, **kwargs):
-            out = super().__call__(text, add_special_tokens=False, **kwargs)
-            return {"input_ids": [1, *out["input_ids"]]} if add_special_tokens else out
-
     eager = tokenizer()
-    eager.__class__ = Eager
+    eager.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=[("<user>", 2)])
+    assert eager("w0")["input_ids"] == [2, 5]
     assert encode(PROMPT, "w7", TINY._replace(tokenizer=eager)) == encode(PROMPT, "w7", TINY)
 
 
-GLUED = TEMPLATE.replace("{{ m.role }}> {{", "{{ m.role }}>{{").replace("<assistant>{%", "<assistant>{%")
+GLUED = TEMPLATE.replace("{{ m.role }}> {{", "{{ m.role }}>{{")
 BAD = {
     "the prompt's last token grows into the response": (GLUED, "w7", "not the start of the whole"),
     "no end of turn": (TEMPLATE.replace("<end> ", ""), "w7", "stands 0 times in the response"),
@@ -181,5 +176,7 @@ def test_each_example_borrows_the_next_ones_first_response():
 
 
 def test_the_key_of_an_answer_knows_where_the_prompt_ends():
-    keys = [response_key(p, r) for p, r in [((1, 2), (3,)), ((1,), (2, 3)), ((12,), (3,)), ((1, 2), (4,)), ((2,), (3,))]]
+    keys = [
+        response_key(p, r) for p, r in [((1, 2), (3,)), ((1,), (2, 3)), ((12,), (3,)), ((1, 2), (4,)), ((2,), (3,))]
+    ]
     assert len(set(keys)) == len(keys) and keys[0] == response_key([1, 2], [3])

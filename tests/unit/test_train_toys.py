@@ -46,6 +46,7 @@ def tiny(config: Any = None, kind: Any = LlamaForCausalLM, *, dtype=torch.float3
 
 def exact_norms(model: torch.nn.Module) -> None:
     """Norms that stay in float64: transformers' own go through float32, whatever the model's dtype."""
+    child: Any
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm"):

@@ -61,7 +61,7 @@ def test_kto_sends_no_gradient_into_the_mismatched_branch(paired):
 
 
 def test_a_steps_numbers_are_means_over_its_pairs():
-    record = {n: 0.0 for n in ("margin", "chosen_stuck", "rejected_stuck", "margin_stuck", "rejected_reward")}
+    record = dict.fromkeys(("margin", "chosen_stuck", "rejected_stuck", "margin_stuck", "rejected_reward"), 0.0)
     rows = [
         record | {"chosen_reward": 1.0, "correct": True, "both_fell": False},
         record | {"chosen_reward": 4.0, "correct": False, "both_fell": False},

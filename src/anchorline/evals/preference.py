@@ -44,9 +44,7 @@ def preference(
             columns = [metrics.chosen_reward, metrics.rejected_reward, metrics.margin]
             for example, *values in zip(batch, *(c.tolist() for c in columns), strict=True):
                 chosen, rejected, margin = values
-                rows.append(
-                    {"id": example.id, "chosen_reward": chosen, "rejected_reward": rejected, "margin": margin}
-                )
+                rows.append({"id": example.id, "chosen_reward": chosen, "rejected_reward": rejected, "margin": margin})
             advance(len(batch))
     return Preference(_table(rows), rows, failures)
 

@@ -34,6 +34,9 @@ class Prompts(BaseModel):
     """Prompts that evaluation uses: a file, or the share of `train` that is held out."""
     general: str | None = None
     """Prompts that have nothing to do with the style: drift is measured on them."""
+    unstyled: str | None = None
+    """Prompts where the style does not apply. Their pairs are turned round (the policy's own answer is chosen, its repair
+    rejected), so that the model learns where to leave its answers alone. Not the `general` ones: those are for measuring."""
     system: str | None = None
     """A system message for each training and held-out prompt that has none. General prompts are left as they are."""
     limit: int | None = Field(None, ge=1)

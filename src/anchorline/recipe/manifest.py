@@ -123,6 +123,8 @@ def open_folder(folder: Path) -> Iterator[None]:
             raise RunFolderError(
                 f"{folder} is in use by another run; wait for it, or name another folder with --out"
             ) from None
+        for torn in folder.rglob(".*.tmp"):  # a killed run was about to put it in the place of a file
+            torn.unlink()
         yield
     finally:
         os.close(lock)

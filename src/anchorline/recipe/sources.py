@@ -20,11 +20,12 @@ from anchorline.types import Pair, Prompt, Unpaired
 
 
 class Sources(NamedTuple):
-    """Prompts by their use, the training prompts that are held out too, and the rows that could not be used."""
+    """Prompts by their use, those left out because evaluation uses them, and the rows that could not be used."""
 
     train: list[Prompt]
     heldout: list[Prompt]
     general: list[Prompt]
+    unstyled: list[Prompt]
     dropped: list[Prompt]
     problems: list[DataError]
 
@@ -41,25 +42,35 @@ class Given(NamedTuple):
 
 
 def read_sources(recipe: Recipe) -> Sources:
-    """Training, held-out and general prompts.
+    """Training, held-out, general and unstyled prompts.
 
-    A prompt that is held out is never trained on, whatever its capitals and spaces.
+    A prompt that evaluation uses is never trained on, whatever its capitals and spaces.
     """
     sources, strict = recipe.prompts, recipe.strict
     assert sources is not None
-    loaded = read_prompts(sources.train, strict=strict, system=sources.system)
-    problems = list(loaded.problems)
-    dropped: list[Prompt] = []
+    problems: list[DataError] = []
+
+    def read(source: str | None, system: str | None = None) -> list[Prompt]:
+        if source is None:
+            return []
+        loaded = read_prompts(source, strict=strict, system=system)
+        problems.extend(loaded.problems)
+        return loaded.rows
+
+    train, dropped = read(sources.train, sources.system), []
     if isinstance(sources.heldout, str):
-        other = read_prompts(sources.heldout, strict=strict, system=sources.system)
-        problems += other.problems
-        heldout = other.rows
-        train, dropped = drop_overlap(loaded.rows, heldout)
+        heldout = read(sources.heldout, sources.system)
+        train, dropped = drop_overlap(train, heldout)
     else:
-        train, heldout = split(loaded.rows, heldout=sources.heldout, seed=recipe.seed)
-    general = read_prompts(sources.general, strict=strict) if sources.general else None
-    problems += general.problems if general else []
-    return Sources(train[: sources.limit], heldout, general.rows if general else [], dropped, problems)
+        train, heldout = split(train, heldout=sources.heldout, seed=recipe.seed)
+    general, unstyled = read(sources.general), read(sources.unstyled)
+    if unstyled:
+        unstyled, measured = drop_overlap(unstyled, [*general, *heldout])
+        dropped = [*dropped, *measured]
+        taken = {prompt.id for prompt in train} & {prompt.id for prompt in unstyled}
+        if taken:
+            raise DataError(f"the id {min(taken)!r} is also in {sources.train}; make ids unique", file=sources.unstyled)
+    return Sources(train[: sources.limit], heldout, general, unstyled, dropped, problems)
 
 
 def read_given(recipe: Recipe) -> Given:

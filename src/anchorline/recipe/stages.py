@@ -1,7 +1,7 @@
 """The stages of a run, in their order: what each reads, what it writes, and which settings it depends on.
 
-    prompts    prompts.jsonl, evals/prompts.jsonl, evals/general-prompts.jsonl
-    sample     answers.jsonl                    the policy answers the training prompts
+    prompts    prompts.jsonl, unstyled-prompts.jsonl, evals/prompts.jsonl, evals/general-prompts.jsonl
+    sample     answers.jsonl, unstyled-answers.jsonl    the policy answers the training prompts
     baseline   evals/before.jsonl, evals/general.jsonl    it answers the held-out and the general ones
     pairs      pairs.jsonl                      answers become pairs (or `given`: pairs are read from a file)
     measure    measure.json                     how contrastive the pairs are
@@ -72,16 +72,17 @@ def _malformed(problems: list[DataError]) -> list[Failure]:
 def _prompts(run: RunContext) -> list[Failure]:
     sources = read_sources(run.recipe)
     run.write("prompts.jsonl", sources.train, prompt_to_row)
+    run.write("unstyled-prompts.jsonl", sources.unstyled, prompt_to_row)
     run.write("evals/prompts.jsonl", sources.heldout, prompt_to_row)
     run.write("evals/general-prompts.jsonl", sources.general, prompt_to_row)
-    why = "the prompt is also held out, so it is not trained on"
+    why = "evaluation uses the prompt, so it is not trained on"
     return [*(Failure(p.id, "prompts", "heldout", why) for p in sources.dropped), *_malformed(sources.problems)]
 
 
 def _prompts_settings(run: RunContext) -> dict[str, Any]:
     sources = run.recipe.prompts
     assert sources is not None
-    names = ("train", "heldout", "general")
+    names = ("train", "heldout", "general", "unstyled")
     return {
         "prompts": sources.model_dump(exclude=set(names)),
         "seed": run.recipe.seed,
@@ -97,6 +98,9 @@ def _source(source: str | float | None) -> Any:
 
 def _sample(run: RunContext) -> list[Failure]:
     answers = run.answer(run.loaded(), run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")
+    unstyled = run.prompts("unstyled-prompts.jsonl")
+    if unstyled:
+        answers += run.answer(run.loaded(), unstyled, run.recipe.sample, "unstyled-answers.jsonl")
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
 
 
@@ -125,8 +129,10 @@ def _pairs(run: RunContext) -> list[Failure]:
     if not made.pairs:
         keep_failures(run.folder, "pairs", made.failures)
         raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path("answers.jsonl"))
-    run.write("pairs.jsonl", made.pairs, pair_to_row)
-    return made.failures
+    # where the style does not apply, the policy's own answer is the better one
+    other = clair_pairs(run.read("unstyled-answers.jsonl", answer_from_row), run.style, policy=policy)
+    run.write("pairs.jsonl", [*made.pairs, *(pair.swap() for pair in other.pairs)], pair_to_row)
+    return [*made.failures, *other.failures]
 
 
 def _given_pairs(run: RunContext) -> list[Failure]:
@@ -258,7 +264,9 @@ def _given_settings(run: RunContext) -> dict[str, Any]:
     }
 
 
-_PROMPTS = ("prompts.jsonl", "evals/prompts.jsonl", "evals/general-prompts.jsonl")
+_TRAINING = ("prompts.jsonl", "unstyled-prompts.jsonl")
+_ANSWERS = ("answers.jsonl", "unstyled-answers.jsonl")
+_HELDOUT = ("evals/prompts.jsonl", "evals/general-prompts.jsonl")
 _BASELINE = ("evals/before.jsonl", "evals/general.jsonl")
 _EVALS = (
     "evals/after.jsonl",
@@ -271,12 +279,12 @@ _EVALS = (
 )
 
 STAGES: tuple[Stage, ...] = (
-    Stage("prompts", "read the prompts", (), _PROMPTS, _prompts_settings, _prompts, _samples),
+    Stage("prompts", "read the prompts", (), (*_TRAINING, *_HELDOUT), _prompts_settings, _prompts, _samples),
     Stage(
         "sample",
         "the policy answers the training prompts",
-        ("prompts.jsonl",),
-        ("answers.jsonl",),
+        _TRAINING,
+        _ANSWERS,
         lambda run: _model_settings(run, "sample"),
         _sample,
         _samples,
@@ -285,7 +293,7 @@ STAGES: tuple[Stage, ...] = (
         "given",
         "read the given pairs",
         (),
-        ("pairs.jsonl", "evals/given-pairs.jsonl", *_PROMPTS[1:]),
+        ("pairs.jsonl", "evals/given-pairs.jsonl", *_HELDOUT),
         _given_settings,
         _given_pairs,
         lambda recipe: not _samples(recipe),
@@ -293,7 +301,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "baseline",
         "the policy answers the held-out and the general prompts",
-        _PROMPTS[1:],
+        _HELDOUT,
         _BASELINE,
         lambda run: _model_settings(run, "eval"),
         _baseline,
@@ -302,7 +310,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "pairs",
         "answers become pairs",
-        ("answers.jsonl",),
+        _ANSWERS,
         ("pairs.jsonl",),
         _pairs_settings,
         _pairs,
@@ -320,7 +328,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         "before against after",
-        ("model", *_BASELINE, *_PROMPTS[1:], "evals/given-pairs.jsonl"),
+        ("model", *_BASELINE, *_HELDOUT, "evals/given-pairs.jsonl"),
         _EVALS,
         _evaluate_settings,
         _evaluate,

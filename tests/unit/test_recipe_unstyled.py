@@ -1,0 +1,65 @@
+"""Prompts where the style does not apply: they are never those that evaluation uses, and their pairs are turned round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anchorline.data import answer_to_row, pair_from_row, read_jsonl, write_jsonl
+from anchorline.errors import DataError
+from anchorline.recipe.config import Prompts, Recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.sources import read_sources
+from anchorline.recipe.stages import STAGES
+from anchorline.types import Answer, Message
+
+STYLE = "name: calm\nrules:\n  - {kind: no_exclamation}\n"
+
+
+def prompts(file: Path, *texts: str) -> str:
+    write_jsonl(file, [{"id": f"{file.stem}-{n}", "prompt": text} for n, text in enumerate(texts)])
+    return str(file)
+
+
+def recipe(folder: Path, unstyled: str) -> Recipe:
+    (folder / "style.yaml").write_text(STYLE)
+    sources = Prompts(
+        train=prompts(folder / "train.jsonl", "one", "two"),
+        heldout=prompts(folder / "held.jsonl", "three"),
+        general=prompts(folder / "general.jsonl", "four"),
+        unstyled=unstyled,
+        system="Be brief.",
+    )
+    return Recipe(model="m/n", style=str(folder / "style.yaml"), prompts=sources)
+
+
+def test_what_evaluation_measures_is_not_trained_on(tmp_path: Path):
+    unstyled = prompts(tmp_path / "unstyled.jsonl", "FOUR", "five")
+    sources = read_sources(recipe(tmp_path, unstyled))
+    assert [p.id for p in sources.unstyled] == ["unstyled-1"]
+    assert [p.id for p in sources.dropped] == ["unstyled-0"]
+
+
+def test_unstyled_prompts_get_no_system_message(tmp_path: Path):
+    sources = read_sources(recipe(tmp_path, prompts(tmp_path / "unstyled.jsonl", "five")))
+    assert [m.role for m in sources.unstyled[0].messages] == ["user"]
+    assert [m.role for m in sources.train[0].messages] == ["system", "user"]
+
+
+def test_an_id_of_a_training_prompt_is_refused(tmp_path: Path):
+    write_jsonl(tmp_path / "unstyled.jsonl", [{"id": "train-0", "prompt": "five"}])
+    with pytest.raises(DataError, match="train-0"):
+        read_sources(recipe(tmp_path, str(tmp_path / "unstyled.jsonl")))
+
+
+def test_their_pairs_prefer_the_answer_as_it_was(tmp_path: Path):
+    run = RunContext(recipe(tmp_path, prompts(tmp_path / "unstyled.jsonl", "five")), tmp_path)
+    question = (Message("user", "five"),)
+    for name, id in (("answers.jsonl", "train-0"), ("unstyled-answers.jsonl", "unstyled-0")):
+        write_jsonl(tmp_path / name, [answer_to_row(Answer(id, question, "Fine!", "stop"))])
+    (stage,) = (stage for stage in STAGES if stage.name == "pairs")
+    assert stage.act(run) == []
+    pairs = {pair.id: pair for pair in (pair_from_row(row) for _, row in read_jsonl(tmp_path / "pairs.jsonl"))}
+    assert (pairs["train-0"].chosen, pairs["train-0"].rejected) == ("Fine.", "Fine!")
+    assert (pairs["unstyled-0"].chosen, pairs["unstyled-0"].rejected) == ("Fine!", "Fine.")
