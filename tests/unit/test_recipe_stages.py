@@ -319,8 +319,10 @@ def test_a_half_finished_baseline_keeps_its_first_file(place: Path, engines: Eng
     with pytest.raises(KeyboardInterrupt):
         again(engines, "prompts.limit=3")
     assert len(rows("evals/before.jsonl")) == 3 == len(rows("evals/general.jsonl.partial"))
+    shutil.copy("out/evals/before.jsonl", "out/evals/before.jsonl.partial")  # killed before it was removed
     engines.stop_after = None
     again(engines, "prompts.limit=3")
+    assert not list(Path("out").rglob("*.partial"))
     held = {row["id"] for row in rows("evals/prompts.jsonl")}
     assert [id in held for id in engines.asked] == [False, True, True, True], "one general answer; then evals/after"
 

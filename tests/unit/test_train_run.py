@@ -125,6 +125,16 @@ def test_single_labelled_answers_train_too(objective, model, tmp_path):
     assert objective == "sft" or last["rejected_reward"] < -0.02
 
 
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_rewards_start_at_zero_in_half_precision_and_in_rows_unlike_the_references(lora, model, tmp_path):
+    train(ROWS, model, settings("dpo", lora=lora, dtype="bfloat16", pairs_per_step=6, pairs_per_row=2), tmp_path)
+    check_start(tmp_path, "dpo")
+    first = next(row for row in pairs(tmp_path) if row["step"] == 1)
+    exact = logps_of(AutoModelForCausalLM.from_pretrained(model))
+    assert (exact - first["policy_chosen"]).abs().min() > 1e-4, "this was not bfloat16"
+    assert {w.dtype for w in weights(tmp_path).values()} == {torch.float32}
+
+
 def test_apo_downs_first_gradient_does_not_know_the_chosen_answer(model, tmp_path):
     """At the reference its gradient on the chosen answer is exactly 0."""
     row = pair(0, chosen="w1 w2", rejected="w60 w61 w62")
@@ -160,6 +170,20 @@ def test_rows_accumulation_checkpointing_and_the_plain_forward_change_nothing(ch
         assert other["policy_chosen"] == pytest.approx(one["policy_chosen"], rel=1e-3)
 
 
+def test_gradient_checkpointing_computes_every_layer_twice(model, tmp_path, monkeypatch):
+    calls: list[int] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "anchorline.train.attention.scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attend(*a, **k)
+    )
+    counts = []
+    for name, checkpointing in (("a", False), ("b", True)):
+        calls.clear()
+        train(ROWS, model, settings(epochs=1, pairs_per_step=6, gradient_checkpointing=checkpointing), tmp_path / name)
+        counts.append(len(calls))
+    assert counts[1] - counts[0] == 2 * len(ROWS) * 2  # layers, pairs, branches
+
+
 def test_the_records_agree_with_each_other_and_hold_every_pair_once_an_epoch(model, tmp_path):
     train(ROWS[:5], model, settings(pairs_per_row=2, epochs=3), tmp_path)
     rows = pairs(tmp_path)
@@ -186,10 +210,18 @@ def test_gradients_are_left_alone_at_a_norm_of_zero(model, tmp_path):
 
 def test_the_same_seed_trains_the_same_adapter_and_another_seed_another(model, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(ROWS, model, settings(epochs=1), tmp_path / name, seed=seed)
+        train(ROWS, model, settings(epochs=1, pairs_per_step=6), tmp_path / name, seed=seed)
     a, b, c = (weights(tmp_path / name) for name in "abc")
-    assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
-    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert all(torch.equal(a[k], b[k]) for k in a) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    # one step of 0.002 with all pairs in it: what differs is where the adapters began
+    assert all((a[k] - c[k]).abs().max() > 0.01 for k in a if "lora_A" in k)
+
+
+def test_another_model_in_the_same_folder_gets_a_reference_of_its_own(model, tmp_path):
+    for name in (model, save_tiny(tmp_path / "other", seed=1)):
+        train(ROWS, name, settings(epochs=1, pairs_per_step=6), tmp_path)
+        check_start(tmp_path, "apo_zero")
+    assert len(list((tmp_path / "reference").iterdir())) == 2
 
 
 # ---- killed, and continued ------------------------------------------------------------------------------------------
@@ -290,21 +322,27 @@ def test_a_kill_after_the_last_step_costs_no_step(call, with_lora, model, tmp_pa
     same(tmp_path, whole)
 
 
-@pytest.mark.parametrize("removed", [False, True])
-def test_a_kill_while_it_tidies_up_loses_nothing(removed, with_lora, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_a_kill_while_it_tidies_up_loses_nothing(moment, with_lora, model, tmp_path, monkeypatch):
     chosen, whole = with_lora
-    remove = shutil.rmtree
+    unlink, remove = Path.unlink, shutil.rmtree
 
-    def killed(path, *args, **kwargs):
-        if tidying := len(list((tmp_path / "train").glob("*.parquet"))):
-            (Path(path) / "adapter_model.safetensors").unlink()
-        if removed or not tidying:
-            remove(path, *args, **kwargs)
-        if tidying:
+    def killed_at_the_state(path, missing_ok=False):
+        if moment == "before" and path.name == "trainer_state.json":
             raise Killed
+        unlink(path, missing_ok=missing_ok)
+
+    def killed_at_the_rest(path, *args, **kwargs):
+        if Path(path).name.startswith("checkpoint-"):
+            (Path(path) / "adapter_model.safetensors").unlink()
+            if moment == "after":
+                remove(path)
+            raise Killed
+        remove(path, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("anchorline.train.run.shutil.rmtree", killed)
+        patch.setattr(Path, "unlink", killed_at_the_state)
+        patch.setattr("anchorline.train.run.shutil.rmtree", killed_at_the_rest)
         train(ROWS, model, chosen, tmp_path)
     train(ROWS, model, chosen, tmp_path)
     same(tmp_path, whole)

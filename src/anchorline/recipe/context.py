@@ -103,9 +103,10 @@ class RunContext:
         """
         from anchorline.llm.hf_local import answer_batches
 
-        if self.path(name).is_file():
-            return self.read(name, answer_from_row)
         partial = self.path(name + ".partial")
+        if self.path(name).is_file():
+            partial.unlink(missing_ok=True)
+            return self.read(name, answer_from_row)
         partial.parent.mkdir(parents=True, exist_ok=True)
         done = {row["id"]: answer_from_row(row) for _, row in read_appended(partial).rows}
         label = Path(name).stem
