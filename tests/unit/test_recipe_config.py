@@ -53,9 +53,11 @@ def test_paths_are_beside_the_recipe_and_ids_stay(tmp_path: Path) -> None:
 
 
 def test_missing_files_stay_beside_the_recipe_and_hub_ids_stay(tmp_path: Path) -> None:
-    file = write_recipe(tmp_path / "r", "m", prompts={"train": "gone.jsonl", "general": "owner/name", "heldout": 0.5})
+    named = {"train": "gone.jsonl", "general": "owner/name", "heldout": 0.5, "unstyled": "no.jsonl"}
+    file = write_recipe(tmp_path / "r", "m", prompts=named)
     prompts = load_recipe(file).prompts
-    assert prompts and (prompts.train, prompts.general, prompts.heldout) == (
+    assert prompts and prompts.unstyled == str(tmp_path / "r" / "no.jsonl")
+    assert (prompts.train, prompts.general, prompts.heldout) == (
         str(tmp_path / "r" / "gone.jsonl"),
         "owner/name",
         0.5,

@@ -319,12 +319,33 @@ def test_a_half_finished_baseline_keeps_its_first_file(place: Path, engines: Eng
     with pytest.raises(KeyboardInterrupt):
         again(engines, "prompts.limit=3")
     assert len(rows("evals/before.jsonl")) == 3 == len(rows("evals/general.jsonl.partial"))
+    engines.stop_after = None
+    again(engines, "prompts.limit=3")
+    held = {row["id"] for row in rows("evals/prompts.jsonl")}
+    assert [id in held for id in engines.asked] == [False, True, True, True], "one general answer; then evals/after"
+
+
+def test_unstyled_prompts_are_sampled_and_trained_on_and_can_be_taken_back(place: Path, engines: Engines) -> None:
+    before = rows("pairs.jsonl")
+    write_rows(Path("r/unstyled.jsonl"), [{"prompt": "the cup"}, {"prompt": "the bag"}])
+    new = ["prompts", "sample", *NEW_PAIRS]
+    assert again(engines, "prompts.unstyled=r/unstyled.jsonl") == new
+    added = [row for row in rows("pairs.jsonl") if row not in before]
+    assert len(added) == 2 and all(row["rejected"][0]["content"].startswith("good day. ") for row in added)
+    assert again(engines) == new
+    assert rows("pairs.jsonl") == before
+
+
+def test_answers_that_are_all_there_are_not_kept_twice(place: Path, engines: Engines) -> None:
+    shutil.rmtree("out")
+    engines.stop_after = 5  # enough for the training and the held-out prompts, not for six general ones
+    write_rows(Path("r/general.jsonl"), [{"prompt": f"the {w}"} for w in ("cup", "bag", "hat", "key", "map", "lamp")])
+    with pytest.raises(KeyboardInterrupt):
+        again(engines, "prompts.limit=3")
     shutil.copy("out/evals/before.jsonl", "out/evals/before.jsonl.partial")  # killed before it was removed
     engines.stop_after = None
     again(engines, "prompts.limit=3")
-    assert not list(Path("out").rglob("*.partial"))
-    held = {row["id"] for row in rows("evals/prompts.jsonl")}
-    assert [id in held for id in engines.asked] == [False, True, True, True], "one general answer; then evals/after"
+    assert list(Path("out").rglob("*.partial")) == []
 
 
 def test_a_setting_changed_while_interrupted_starts_the_stage_over(place: Path, engines: Engines) -> None:

@@ -73,6 +73,7 @@ PATHS = (
     ("prompts", "train"),
     ("prompts", "heldout"),
     ("prompts", "general"),
+    ("prompts", "unstyled"),
     ("pairs", "file"),
 )
 """Settings that may name a file: relative ones are looked up beside the recipe."""
