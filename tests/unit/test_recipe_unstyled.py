@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from anchorline.data import answer_to_row, pair_from_row, read_jsonl, write_jsonl
+from anchorline.data import answer_to_row, pair_from_row, read_jsonl, write_json, write_jsonl
 from anchorline.errors import DataError
+from anchorline.measure import measure_pair, summarise
 from anchorline.recipe.config import Prompts, Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.sources import read_sources
 from anchorline.recipe.stages import STAGES
+from anchorline.report.files import read_run_folder
+from anchorline.report.html import build_report
 from anchorline.types import Answer, Message
 
 STYLE = "name: calm\nrules:\n  - {kind: no_exclamation}\n"
@@ -63,3 +66,9 @@ def test_their_pairs_prefer_the_answer_as_it_was(tmp_path: Path):
     pairs = {pair.id: pair for pair in (pair_from_row(row) for _, row in read_jsonl(tmp_path / "pairs.jsonl"))}
     assert (pairs["train-0"].chosen, pairs["train-0"].rejected) == ("Fine.", "Fine!")
     assert (pairs["unstyled-0"].chosen, pairs["unstyled-0"].rejected) == ("Fine!", "Fine.")
+    turned = {id: pair.provenance.details.get("turned") for id, pair in pairs.items()}
+    assert turned == {"train-0": None, "unstyled-0": True}
+    write_json(tmp_path / "measure.json", summarise([measure_pair("Fine.", "Fine!")]))
+    write_json(tmp_path / "manifest.json", {"name": "x"})
+    assert "in 1 of the pairs, on prompts where the style does not apply" in build_report(read_run_folder(tmp_path))
+    assert read_run_folder(tmp_path).sampled == 2

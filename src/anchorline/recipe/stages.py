@@ -131,8 +131,13 @@ def _pairs(run: RunContext) -> list[Failure]:
         raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path("answers.jsonl"))
     # where the style does not apply, the policy's own answer is the better one
     other = clair_pairs(run.read("unstyled-answers.jsonl", answer_from_row), run.style, policy=policy)
-    run.write("pairs.jsonl", [*made.pairs, *(pair.swap() for pair in other.pairs)], pair_to_row)
+    run.write("pairs.jsonl", [*made.pairs, *map(_turned, other.pairs)], pair_to_row)
     return [*made.failures, *other.failures]
+
+
+def _turned(pair: Pair) -> Pair:
+    details = {**pair.provenance.details, "turned": True}
+    return replace(pair.swap(), provenance=replace(pair.provenance, details=details))
 
 
 def _given_pairs(run: RunContext) -> list[Failure]:

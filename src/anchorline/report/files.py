@@ -44,13 +44,13 @@ def read_run_folder(run_folder: Path) -> ReportData:
     manifest, recipe = _json(run_folder / "manifest.json"), _text(run_folder / "recipe.yaml")
     if manifest is None and recipe is None:
         raise RunFolderError(f"{run_folder}: has neither recipe.yaml nor manifest.json; give the folder of a run")
-    answers = _table(run_folder / "answers.jsonl")
+    answers = [_table(run_folder / name) for name in ("answers.jsonl", "unstyled-answers.jsonl")]
     return ReportData(
         name=str((manifest or {}).get("name") or run_folder.resolve().name),
         summary=_json(run_folder / "summary.json"),
         manifest=manifest,
         recipe=recipe,
-        sampled=None if answers is None else len(answers),
+        sampled=None if answers[0] is None else sum(len(rows or ()) for rows in answers),
         pairs=_table(run_folder / "pairs.jsonl"),
         failures=_table(run_folder / "failures.jsonl"),
         measure=_json(run_folder / "measure.json"),

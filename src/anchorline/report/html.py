@@ -80,6 +80,7 @@ def build_report(data: ReportData) -> str:
             rules=list(_rules(data.style or {})),
             samples=[_sample(row) for row in choose_samples(data.samples or ())],
             pairs=[(row.get("prompt"), _diff(row, "rejected", "chosen")) for row in (data.pairs or ())[:PAIR_SAMPLES]],
+            turned=sum(_is_turned(row) for row in data.pairs or ()),
             measures=list(_measures(data.measure or {})),
             touched=sorted(
                 mapping((data.measure or {}).get("rules")).items(), key=lambda item: (-_order(item[1]), item[0])
@@ -169,6 +170,10 @@ def _sample(row: Mapping[str, Any]) -> _Sample:
         broken=_broken(row),
         lengths=(len(_message(row.get("before"))), len(_message(row.get("after")))),
     )
+
+
+def _is_turned(row: Mapping[str, Any]) -> bool:
+    return mapping(row.get("details")).get("turned") is True
 
 
 def _diff(row: Mapping[str, Any], old: str, new: str) -> Diff:
