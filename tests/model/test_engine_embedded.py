@@ -19,7 +19,7 @@ from anchorline.llm.tokens import tokenize_with
 from anchorline.llm.types import SampleSettings
 from anchorline.train.attention import PACKED
 from anchorline.train.config import LoraSettings, TrainSettings
-from anchorline.train.divergence import token_divergence
+from anchorline.train.divergence import token_divergences
 from anchorline.train.forward import check_forward, packed_logps, plain_attention, plain_logps
 from anchorline.train.layout import pack
 from anchorline.train.run import Trained, train
@@ -134,7 +134,7 @@ def test_packed_log_probs_are_the_plain_ones(model, examples):
 def test_a_model_has_not_moved_from_itself(model, examples):
     single = replace(examples[0], responses=examples[0].responses[:1], labels=(True,))
     with plain_attention(model.model):
-        same = token_divergence(model.model, model.model, nullcontext(), single, packed=False)
+        (same,) = token_divergences(model.model, model.model, nullcontext(), [single], packed=False)
     assert float(same.kl.abs().max()) == 0 and float(same.change.abs().max()) == 0
 
 

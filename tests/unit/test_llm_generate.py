@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from anchorline.llm import hf_local
-from anchorline.llm.cache_room import RoomyLayer, roomy_cache
+from anchorline.llm.cache_room import RoomyLayer, can_repeat, roomy_cache
 from anchorline.llm.device import Device
 from anchorline.llm.hf_local import answer_batches, prompt_tokens
 from anchorline.llm.models import Loaded
@@ -121,6 +121,30 @@ def test_finished_batches_are_not_computed_again(llama, monkeypatch):
     assert answers(llama, GREEDY, done=[p.id for p in PROMPTS]) == {} and calls == [4, 1]
 
 
+@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(settings, llama, monkeypatch):
+    system = Message("system", "the cup is here and the bag is there")
+    prompts = [Prompt(p.id, (system, *p.messages)) for p in PROMPTS]
+    shapes: list[tuple[int, int]] = []
+    forward = llama.model.forward
+    monkeypatch.setattr(
+        llama.model, "forward", lambda *a, **k: shapes.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
+    )
+    shared = answers(llama, settings, prompts=prompts)
+    rows = [prompt_tokens(llama, p) for p in prompts]
+    opening = next(n for n, at in enumerate(zip(*rows, strict=False)) if len(set(at)) > 1)
+    assert opening > 8 and shapes[0][0] == 1 and shapes[0][1] >= opening
+    assert shapes[1] == (4, max(map(len, rows)) - shapes[0][1])
+    monkeypatch.setattr(hf_local, "can_repeat", lambda cache: False)
+    assert answers(llama, settings, prompts=prompts) == shared
+
+
+def test_prompts_that_are_the_same_keep_a_token_each():
+    assert hf_local._shared_opening([[1, 2, 3], [1, 2, 3]]) == 2
+    assert hf_local._shared_opening([[1, 2], [1, 2, 3]]) == 1
+    assert hf_local._shared_opening([[1, 2, 3]]) == hf_local._shared_opening([[1, 2], [2, 2]]) == 0
+
+
 def test_longest_prompts_come_first(llama):
     order = [a.id for batch in answer_batches(llama, PROMPTS, GREEDY, seed=0) for a in batch]
     lengths = {p.id: len(prompt_tokens(llama, p)) for p in PROMPTS}
@@ -213,6 +237,21 @@ def test_the_roomy_cache_holds_what_the_dynamic_one_holds():
             for mine, theirs in zip(roomy.update(k, v, layer), plain.update(k, v, layer), strict=True):
                 assert torch.equal(mine, theirs)
         assert roomy.get_seq_length() == plain.get_seq_length()
+
+
+def test_a_roomy_cache_of_one_row_becomes_that_of_many():
+    config = LlamaConfig(**SIZES)
+    caches = (roomy_cache(config, room=3), DynamicCache(config=config))
+    generator = torch.Generator().manual_seed(0)
+    for rows, new in ((1, 4), (3, 2), (3, 5)):
+        for layer in range(2):
+            k, v = (torch.randn(rows, 2, new, 8, generator=generator) for _ in range(2))
+            mine, theirs = (cache.update(k, v, layer) for cache in caches)
+            assert all(map(torch.equal, mine, theirs))
+        if rows == 1:
+            for cache in caches:
+                cache.batch_repeat_interleave(3)
+    assert can_repeat(caches[0]) and not can_repeat(roomy_cache(MistralConfig(**SIZES, sliding_window=4), room=3))
 
 
 def test_a_step_within_the_room_copies_nothing():

@@ -63,7 +63,7 @@ def test_attention_only_models_are_not_refused(config):
 @pytest.mark.parametrize("extra", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
 def test_what_a_layer_asks_for_at_the_call_is_refused_too(extra):
     q, k = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8)
-    layout = (Branching(0, 1, (2, 3)),)
+    layout = (Branching(0, 0, 1, (2, 3)),)
     with pytest.raises(ModelError, match=r"sinks do not run packed; set train\.forward to plain"):
         packed_attention(torch.nn.Identity(), q, k, k, None, packed_layout=layout, **extra)
     out, none = packed_attention(torch.nn.Identity(), q, k, k, None, packed_layout=layout)
@@ -81,7 +81,7 @@ def test_packed_attention_without_a_layout_is_refused_and_not_run_as_something_e
 @given(
     st.lists(
         st.tuples(
-            st.lists(st.integers(0, 96), min_size=1, max_size=6),
+            st.lists(st.integers(0, 1), min_size=1, max_size=6),
             st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=6), min_size=1, max_size=3),
         ),
         min_size=1,
@@ -94,11 +94,12 @@ def test_a_row_holds_each_conversation_at_its_own_positions(texts):
     assert row.branches == sum(len(responses) for _, responses in texts)
     number = end = 0
     for branching, (prompt, responses) in zip(row.layout, texts, strict=True):
-        assert tokens[branching.start : branching.prompt_end] == prompt
-        assert branching.sizes == (len(prompt), *map(len, responses))
+        opening = branching.opening
+        assert tokens[:opening] + tokens[branching.start : branching.prompt_end] == prompt
+        assert branching.sizes == (len(prompt) - opening, *map(len, responses))
         starts = (branching.prompt_end, *branching.ends)
         for start, end, response in zip(starts, branching.ends, responses, strict=False):
-            seen = [*range(branching.start, branching.prompt_end), *range(start, end)]
+            seen = [*range(opening), *range(branching.start, branching.prompt_end), *range(start, end)]
             assert [positions[i] for i in seen] == list(range(len(seen)))
             assert [tokens[i] for i in seen] == [*prompt, *response]
             mine = (row.branch == number).nonzero().squeeze(-1)
@@ -107,3 +108,8 @@ def test_a_row_holds_each_conversation_at_its_own_positions(texts):
             assert row.predicts[mine].tolist() == seen[len(prompt) - 1 : -1]
             number += 1
     assert end == len(tokens)
+    # what all prompts begin with stands once, and nothing else is left out
+    prompts = [prompt for prompt, _ in texts]
+    shared = [len(set(at)) == 1 for at in zip(*prompts, strict=False)]
+    most = min(len(prompt) for prompt in prompts) - 1 if len(prompts) > 1 else 0
+    assert row.layout[0].opening == min(most, [*shared, False].index(False))

@@ -19,6 +19,8 @@ from anchorline.progress import SILENT, Progress
 from anchorline.train.tokenise import BoundaryError, Example, encode
 from anchorline.types import Answer
 
+BATCH = 8
+"""Prompts packed into one row here."""
 MOST = 5
 """Prompts that drifted most, kept for the report."""
 
@@ -28,16 +30,23 @@ def drift(subject: Subject, answers: Sequence[Answer], *, seed: int, progress: P
 
     `answers` are the reference's own, to general prompts.
     """
-    from anchorline.train.divergence import token_divergence
+    from anchorline.train.divergence import token_divergences
 
+    pairs = [(answer, _example(answer, subject)) for answer in answers]
+    measured = [(answer, example) for answer, example in pairs if example is not None]
     rows: list[dict[str, Any]] = []
     with progress.task("drift", total=len(answers), unit="prompts") as advance, subject.arithmetic():
-        for answer in answers:
-            example = _example(answer, subject)
-            if example is not None:
-                both = token_divergence(
-                    subject.policy.model, subject.reference, subject.switched_off(), example, packed=subject.packed
-                )
+        advance(len(answers) - len(measured))
+        for start in range(0, len(measured), BATCH):
+            batch = measured[start : start + BATCH]
+            found = token_divergences(
+                subject.policy.model,
+                subject.reference,
+                subject.switched_off(),
+                [example for _, example in batch],
+                packed=subject.packed,
+            )
+            for (answer, _), both in zip(batch, found, strict=True):
                 rows.append(
                     {
                         "id": answer.id,
@@ -47,7 +56,7 @@ def drift(subject: Subject, answers: Sequence[Answer], *, seed: int, progress: P
                         "logprob_change_per_token": float(both.change.mean()),
                     }
                 )
-            advance(1)
+            advance(len(batch))
     lengths = [row["tokens"] for row in rows]
     kl = bootstrap_mean([row["kl_per_token"] for row in rows], seed=seed, weights=lengths)
     change = bootstrap_mean([row["logprob_change_per_token"] for row in rows], seed=seed, weights=lengths)

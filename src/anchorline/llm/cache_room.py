@@ -41,6 +41,13 @@ class RoomyLayer(DynamicLayer):
             self._buffers = (self._buffers[0][indices], self._buffers[1][indices])
             self.keys, self.values = (buffer[:, :, :past] for buffer in self._buffers)
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self._buffers is not None:
+            past = self.get_seq_length()
+            keys, values = self._buffers
+            self._buffers = (keys.repeat_interleave(repeats, dim=0), values.repeat_interleave(repeats, dim=0))
+            self.keys, self.values = (buffer[:, :, :past] for buffer in self._buffers)
+
     def _enlarged(self, held: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
         batch, heads, new, width = states.shape
         past = self.get_seq_length()
@@ -55,3 +62,8 @@ def roomy_cache(config: Any, *, room: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def can_repeat(cache: DynamicCache) -> bool:
+    """Whether one row's cache can become the beginning of many rows: not with states other than keys and values."""
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 
-from anchorline.llm.cache_room import roomy_cache
+from anchorline.llm.cache_room import can_repeat, roomy_cache
 from anchorline.llm.models import Loaded, end_of_turn
 from anchorline.llm.types import SampleSettings
 from anchorline.types import Answer, Prompt
@@ -79,13 +80,19 @@ def _decode(
     """
     model, device = loaded.model, loaded.model.device
     ends = torch.tensor(sorted(end_of_turn(loaded)), device=device)
-    width = max(len(row) for row in rows)
+    cache = roomy_cache(model.config, room=settings.max_new_tokens)
+    shared = _shared_opening(rows) if can_repeat(cache) else 0
+    if shared:  # what all prompts begin with (the template, a system message) is computed once
+        opening = torch.tensor([rows[0][:shared]], device=device)
+        model(input_ids=opening, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(rows))
+    own = [row[shared:] for row in rows]
+    width = max(len(row) for row in own)
     pad = loaded.tokenizer.pad_token_id
-    tokens_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    tokens_BT = torch.tensor([[pad] * (width - len(row)) + row for row in own], device=device)
+    mask_BT = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * len(row) for row in own], device=device)
     # drawn for every row and step before the first, so that a row's luck does not depend on who else is still open
     luck = torch.rand(len(rows), settings.max_new_tokens, generator=generator).to(device)
-    cache = roomy_cache(model.config, room=settings.max_new_tokens)
     answers: list[list[int]] = [[] for _ in rows]
     open_rows = torch.arange(len(rows), device=device)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -114,6 +121,14 @@ def _decode(
             open_rows, chosen_B, mask_BT, finished = open_rows[keep], chosen_B[keep], mask_BT[keep], finished[keep]
         tokens_BT = chosen_B[:, None]
     return answers
+
+
+def _shared_opening(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with; each row keeps at least one of its own. 0 where there is nobody to share."""
+    if len(rows) == 1:
+        return 0
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+    return min(sum(1 for _ in same), min(map(len, rows)) - 1)
 
 
 def _pick(logits_BV: torch.Tensor, settings: SampleSettings, luck_B: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """How far the policy has gone from its reference along given texts: exact KL over the vocabulary, token by token.
 
->>> token_divergence(policy, reference, example, packed=True, pad=0).kl.mean()  # doctest: +SKIP
-tensor(0.0812)
+>>> [d.kl.mean() for d in token_divergences(policy, reference, off, examples, packed=True)]  # doctest: +SKIP
+[tensor(0.0812), tensor(0.0644)]
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -28,32 +29,54 @@ class Divergence(NamedTuple):
 
 
 @torch.no_grad()
-def token_divergence(
-    policy: Any, reference: Any, switched_off: AbstractContextManager[Any], example: Example, *, packed: bool
-) -> Divergence:
-    """Compare policy and reference along the first response of `example`.
+def token_divergences(
+    policy: Any,
+    reference: Any,
+    switched_off: AbstractContextManager[Any],
+    examples: Sequence[Example],
+    *,
+    packed: bool,
+) -> list[Divergence]:
+    """Compare policy and reference along the first response of each example.
 
     Args:
         policy: the trained model.
         reference: the reference; the same object as `policy` where `switched_off` turns its adapter off.
         switched_off: entered around the reference's forward.
-        example: a prompt with one response, in the device's reach.
+        examples: prompts with one response each; they go through the models together.
         packed: whether the models attend packed.
 
     """
-    log_p = _response_logits(policy, example, packed=packed).log_softmax(-1)
+    ours = _states(policy, examples, packed=packed)
     with switched_off:
-        log_q = _response_logits(reference, example, packed=packed).log_softmax(-1)
-    gap = log_p - log_q
-    targets = torch.tensor(example.responses[0], device=gap.device)
-    return Divergence((log_p.exp() * gap).sum(-1), gap.gather(-1, targets[:, None]).squeeze(-1))
+        theirs = _states(reference, examples, packed=packed)
+    found = []
+    for example, own, other in zip(examples, ours, theirs, strict=True):
+        # logits of one response at a time: those of all would fill the memory
+        log_p, log_q = (
+            _logits(model, state, packed=packed).log_softmax(-1) for model, state in ((policy, own), (reference, other))
+        )
+        gap = log_p - log_q
+        targets = torch.tensor(example.responses[0], device=gap.device)
+        kl, change = (log_p.exp() * gap).sum(-1), gap.gather(-1, targets[:, None]).squeeze(-1)
+        found.append(Divergence(kl, change))
+    return found
 
 
-def _response_logits(model: Any, example: Example, *, packed: bool) -> Float[Tensor, "tokens vocabulary"]:
+def _states(model: Any, examples: Sequence[Example], *, packed: bool) -> Sequence[Float[Tensor, "tokens width"]]:
+    """What the head reads (packed), or the logits themselves (plain), where the responses are predicted."""
     device = next(model.parameters()).device
     if packed:
-        hidden = packed_hidden(model, pack([example]).to(device))
-        return torch.nn.functional.linear(hidden, output_head(model).weight.to(hidden.dtype)).float()
-    prompt, response = example.prompt, example.responses[0]
-    logits = model(input_ids=torch.tensor([[*prompt, *response]], device=device), use_cache=False).logits
-    return logits[0, len(prompt) - 1 : len(prompt) + len(response) - 1].float()
+        return packed_hidden(model, pack(examples).to(device)).split([len(e.responses[0]) for e in examples])
+    states = []
+    for example in examples:
+        prompt, response = example.prompt, example.responses[0]
+        logits = model(input_ids=torch.tensor([[*prompt, *response]], device=device), use_cache=False).logits
+        states.append(logits[0, len(prompt) - 1 : len(prompt) + len(response) - 1])
+    return states
+
+
+def _logits(model: Any, state: Tensor, *, packed: bool) -> Float[Tensor, "tokens vocabulary"]:
+    if not packed:
+        return state.float()
+    return torch.nn.functional.linear(state, output_head(model).weight.to(state.dtype)).float()

@@ -1,22 +1,25 @@
 """Packed rows: several examples in one row of tokens, each prompt once, its responses behind it.
 
-    tokens     p p p c c c r r | p p c r r r
-    positions  0 1 2 3 4 5 3 4 | 0 1 2 2 3 4
+    tokens     s s p p c c c r r | p c r r r
+    positions  0 1 2 3 4 5 6 4 5 | 2 3 3 4 5
 
 A response sees its prompt and itself. Positions restart at the branch point, so each branch has the positions that it
-would have alone.
+would have alone. What all prompts of a row begin with (s: the chat template, a system message) stands once, at its start.
 
 >>> row = pack([Example("a", (5, 6), ((7, 8), (9,)), (True, False))])
 >>> row.tokens.tolist(), row.positions.tolist()
 ([[5, 6, 7, 8, 9]], [[0, 1, 2, 3, 2]])
 >>> row.predicts.tolist(), row.targets.tolist()
 ([1, 2, 1], [7, 8, 9])
+>>> two = pack([Example("a", (5, 6), ((7,),), (True,)), Example("b", (5, 8), ((9,),), (True,))])
+>>> two.tokens.tolist(), two.positions.tolist()
+([[5, 6, 7, 8, 9]], [[0, 1, 2, 1, 2]])
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import torch
@@ -25,15 +28,20 @@ from anchorline.train.tokenise import Example
 
 
 class Branching(NamedTuple):
-    """Where one example lies in a row: the prompt is [start, prompt_end), branch k is [ends[k-1] or prompt_end, ends[k])."""
+    """Where one example lies in a row.
 
+    Its prompt is [0, opening) and then [start, prompt_end); branch k is [ends[k-1] or prompt_end, ends[k]). The opening
+    is the same for all examples of a row, 0 where they share none; the first example starts right behind it.
+    """
+
+    opening: int
     start: int
     prompt_end: int
     ends: tuple[int, ...]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Tokens of the prompt, then of each branch."""
+        """Tokens of the prompt's own part, then of each branch."""
         cuts = (self.start, self.prompt_end, *self.ends)
         return tuple(b - a for a, b in pairwise(cuts))
 
@@ -64,10 +72,23 @@ class Row(NamedTuple):
         return self._replace(**moved)
 
 
+def shared_opening(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; each keeps at least one of its own. 0 for a single prompt.
+
+    >>> shared_opening([(5, 6, 7), (5, 6), (5, 6, 8)])
+    1
+    """
+    if len(prompts) < 2:
+        return 0
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    return min(sum(1 for _ in same), min(map(len, prompts)) - 1)
+
+
 def pack(examples: Sequence[Example]) -> Row:
     """Lay examples out one behind the other."""
-    tokens: list[int] = []
-    positions: list[int] = []
+    opening = shared_opening([example.prompt for example in examples])
+    tokens: list[int] = list(examples[0].prompt[:opening])
+    positions: list[int] = list(range(opening))
     layout: list[Branching] = []
     predicts: list[int] = []
     targets: list[int] = []
@@ -75,19 +96,20 @@ def pack(examples: Sequence[Example]) -> Row:
     branches = 0
     for example in examples:
         start, length = len(tokens), len(example.prompt)
-        tokens += example.prompt
-        positions += range(length)
+        tokens += example.prompt[opening:]
+        positions += range(opening, length)
+        prompt_end = len(tokens)
         ends: list[int] = []
         for response in example.responses:
             first = len(tokens)
             tokens += response
             positions += range(length, length + len(response))
-            predicts += [start + length - 1, *range(first, first + len(response) - 1)]
+            predicts += [prompt_end - 1, *range(first, first + len(response) - 1)]
             targets += response
             branch += [branches] * len(response)
             branches += 1
             ends.append(len(tokens))
-        layout.append(Branching(start, start + length, tuple(ends)))
+        layout.append(Branching(opening, start, prompt_end, tuple(ends)))
     return Row(
         torch.tensor([tokens]),
         torch.tensor([positions]),

@@ -1,0 +1,50 @@
+"""The divergence of several texts at once is that of each alone, and what the full logits say."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from test_train_toys import example, tiny
+
+from anchorline.train.attention import PACKED
+from anchorline.train.divergence import token_divergences
+
+EXAMPLES = [example([3, 4, 5, 6], [9, 10, 11]), example([3, 4, 7], [12]), example([3, 4, 5, 8, 9], [13, 14])]
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Any, Any]:
+    torch.manual_seed(1)
+    reference, policy = tiny(dtype=torch.float64), tiny(dtype=torch.float64)
+    with torch.no_grad():
+        for mine, theirs in zip(policy.parameters(), reference.parameters(), strict=True):
+            mine.copy_(theirs + 0.02 * torch.randn_like(theirs))
+    return policy, reference
+
+
+def by_hand(policy: Any, reference: Any, one: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.tensor([[*one.prompt, *one.responses[0]]])
+    at = slice(len(one.prompt) - 1, tokens.shape[1] - 1)
+    with torch.no_grad():
+        p, q = (model(tokens).logits[0, at].float().softmax(-1) for model in (policy, reference))
+    index = torch.tensor(one.responses[0])[:, None]
+    return (p * (p / q).log()).sum(-1), (p.gather(-1, index) / q.gather(-1, index)).log()[:, 0]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_kl_and_change_are_those_of_the_full_distributions(models, packed):
+    policy, reference = models
+    expected = [by_hand(policy, reference, one) for one in EXAMPLES]
+    for model in models:
+        model.set_attn_implementation(PACKED if packed else "sdpa")
+    try:
+        found = token_divergences(policy, reference, nullcontext(), EXAMPLES, packed=packed)
+    finally:
+        for model in models:
+            model.set_attn_implementation("sdpa")
+    for both, (kl, change) in zip(found, expected, strict=True):
+        assert torch.allclose(both.kl, kl, atol=1e-5) and torch.allclose(both.change, change, atol=1e-5)
+        assert float(kl.min()) > 1e-4, "too near to show anything"
