@@ -14,7 +14,8 @@ COUNTS = {"harbour": 300, "harbour-heldout": 60, "general": 100, "unstyled": 64}
 FILES = {name: read_prompts(FOLDER / f"{name}.jsonl", strict=True).rows for name in COUNTS}
 SHOP = FILES["harbour"] + FILES["harbour-heldout"]
 NAMED = re.compile(
-    r"(?:\b(?:backorder|orders?|commande|bestellung|bestelling|pedido|ordine)\b[^.?!\d#]{0,22}(?:\bno\. )?#?|\bno\. |#)(\d{4,5})\b",
+    r"(?:\b(?:backorder|orders?|commande|bestellung|bestelling|pedido|ordine)\b[^.?!\d#]{0,22}(?:\bno\. )?#?"
+    r"|\bno\. |#)(\d{4,5})\b",
     re.IGNORECASE,
 )
 

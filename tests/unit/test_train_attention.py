@@ -108,8 +108,9 @@ def test_a_row_holds_each_conversation_at_its_own_positions(texts):
             assert row.predicts[mine].tolist() == seen[len(prompt) - 1 : -1]
             number += 1
     assert end == len(tokens)
-    # what all prompts begin with stands once, and nothing else is left out
-    prompts = [prompt for prompt, _ in texts]
-    shared = [len(set(at)) == 1 for at in zip(*prompts, strict=False)]
-    most = min(len(prompt) for prompt in prompts) - 1 if len(prompts) > 1 else 0
-    assert row.layout[0].opening == min(most, [*shared, False].index(False))
+    # no other opening would leave out more
+    prompts = [tuple(prompt) for prompt, _ in texts]
+    whole = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in texts)
+    openings = {prompt[:n] for prompt in prompts for n in range(1, len(prompt))}
+    savings = [len(o) * (sum(p[: len(o)] == o and len(p) > len(o) for p in prompts) - 1) for o in openings]
+    assert whole - len(tokens) == max([0, *savings])

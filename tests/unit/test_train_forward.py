@@ -56,6 +56,11 @@ CASES = {
         example([*PROMPT, 30], [7], [8, 9, 10]),
         example([*PROMPT, 20, 22, 23], [7, 8], [7, 9]),
     ],
+    "one opening, one without": [
+        example([*PROMPT, 20], [9, 10, 11], [9]),
+        example([40, 41], [7], [8, 9]),
+        example([*PROMPT, 30, 31], [7, 8], [7, 9]),
+    ],
     "the same prompt": [example(PROMPT, [9, 10], [11]), example(PROMPT, [12], [13, 14])],
     "three branches": [example(PROMPT, [9, 10], [50, 51, 52], [80, 81]), example([4, 5], [6], [7, 8], [9])],
     "one branch": [example(PROMPT, [9, 10, 11]), example([4, 5], [6, 7])],

@@ -1,8 +1,8 @@
 """Attention over packed rows, without a dense mask, behind transformers' `AttentionInterface`.
 
 Of each example, one causal call covers the prompt with its first branch. Every further branch is one call of its own
-queries against [prompt, branch], causal from the bottom right. The opening that a row's prompts share stands before each
-prompt's keys, and asks with the first. The layout travels as the forward argument
+queries against [prompt, branch], causal from the bottom right. The opening that prompts of a row share asks once, in a
+call of its own, and its keys stand before theirs. The layout travels as the forward argument
 `packed_layout`, so that gradient checkpointing recomputes with it.
 
 >>> model.set_attn_implementation(PACKED)  # doctest: +SKIP
@@ -69,20 +69,18 @@ def packed_attention(
         # repeated once for the row instead of once a call: no CPU kernel takes grouped heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     # one split a tensor: its backward is one concatenation, where slices would each fill a row-wide gradient with zeros
-    sizes = [packed_layout[0].opening, *(size for branching in packed_layout for size in branching.sizes)]
+    shared = max(branching.opening for branching in packed_layout)
+    sizes = [shared, *(size for branching in packed_layout for size in branching.sizes)]
     opening, *parts = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
-    outputs: list[torch.Tensor] = []
-    for example, branching in enumerate(packed_layout):
+    outputs = [_causal(*opening, scaling, dropout, sliding_window)] if shared else []
+    for branching in packed_layout:
         prompt, *branches = parts[: len(branching.ends) + 1]
         del parts[: len(branching.ends) + 1]
         for number, branch in enumerate(branches):
-            k, v = (torch.cat([opening[i], prompt[i], branch[i]], dim=2) for i in (1, 2))
-            asking = [branch[0]]
-            if number == 0:
-                asking.insert(0, prompt[0])
-                if example == 0:
-                    asking.insert(0, opening[0])
-            outputs.append(_causal(torch.cat(asking, dim=2), k, v, scaling, dropout, sliding_window))
+            seen = [opening, prompt, branch] if branching.opening else [prompt, branch]
+            k, v = (torch.cat([part[i] for part in seen], dim=2) for i in (1, 2))
+            q = torch.cat([prompt[0], branch[0]], dim=2) if number == 0 else branch[0]
+            outputs.append(_causal(q, k, v, scaling, dropout, sliding_window))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

@@ -4,7 +4,8 @@
     positions  0 1 2 3 4 5 6 4 5 | 2 3 3 4 5
 
 A response sees its prompt and itself. Positions restart at the branch point, so each branch has the positions that it
-would have alone. What all prompts of a row begin with (s: the chat template, a system message) stands once, at its start.
+would have alone. What prompts of a row have in common at their beginning (s: the chat template, a system message) stands
+once, at the row's start.
 
 >>> row = pack([Example("a", (5, 6), ((7, 8), (9,)), (True, False))])
 >>> row.tokens.tolist(), row.positions.tolist()
@@ -30,8 +31,8 @@ from anchorline.train.tokenise import Example
 class Branching(NamedTuple):
     """Where one example lies in a row.
 
-    Its prompt is [0, opening) and then [start, prompt_end); branch k is [ends[k-1] or prompt_end, ends[k]). The opening
-    is the same for all examples of a row, 0 where they share none; the first example starts right behind it.
+    Its prompt is [0, opening) and then [start, prompt_end); branch k is [ends[k-1] or prompt_end, ends[k]). A row has one
+    opening, or none; the examples that do not begin with it have 0 and their whole prompt to themselves.
     """
 
     opening: int
@@ -72,23 +73,36 @@ class Row(NamedTuple):
         return self._replace(**moved)
 
 
-def shared_opening(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with; each keeps at least one of its own. 0 for a single prompt.
+def shared_opening(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The tokens at the beginning of prompts that save most when they stand once; each prompt keeps a token of its own.
 
-    >>> shared_opening([(5, 6, 7), (5, 6), (5, 6, 8)])
-    1
+    >>> shared_opening([(5, 6, 7), (5, 6, 8), (9, 7), (5, 6, 7, 7)])
+    (5, 6)
     """
-    if len(prompts) < 2:
-        return 0
-    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
-    return min(sum(1 for _ in same), min(map(len, prompts)) - 1)
+    best, most = prompts[0][:0], 0
+    for prompt in prompts:
+        common = [min(_common(prompt, other), len(other) - 1) for other in prompts]
+        for length in set(common):
+            saved = length * (sum(n >= length for n in common) - 1)
+            if saved > most and length < len(prompt):
+                best, most = prompt[:length], saved
+    return best
+
+
+def begins_with(prompt: Sequence[int], opening: Sequence[int]) -> bool:
+    """Whether a prompt is the opening and at least one more token."""
+    return len(prompt) > len(opening) and tuple(prompt[: len(opening)]) == tuple(opening)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def pack(examples: Sequence[Example]) -> Row:
     """Lay examples out one behind the other."""
-    opening = shared_opening([example.prompt for example in examples])
-    tokens: list[int] = list(examples[0].prompt[:opening])
-    positions: list[int] = list(range(opening))
+    shared = shared_opening([example.prompt for example in examples])
+    tokens: list[int] = list(shared)
+    positions: list[int] = list(range(len(shared)))
     layout: list[Branching] = []
     predicts: list[int] = []
     targets: list[int] = []
@@ -96,6 +110,7 @@ def pack(examples: Sequence[Example]) -> Row:
     branches = 0
     for example in examples:
         start, length = len(tokens), len(example.prompt)
+        opening = len(shared) if begins_with(example.prompt, shared) else 0
         tokens += example.prompt[opening:]
         positions += range(opening, length)
         prompt_end = len(tokens)
