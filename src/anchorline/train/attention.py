@@ -72,7 +72,9 @@ def packed_attention(
     shared = max(branching.opening for branching in packed_layout)
     sizes = [shared, *(size for branching in packed_layout for size in branching.sizes)]
     opening, *parts = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [_causal(*opening, scaling, dropout, sliding_window)] if shared else []
+    outputs: list[torch.Tensor] = []
+    if shared:
+        outputs.append(_causal(opening[0], opening[1], opening[2], scaling, dropout, sliding_window))
     for branching in packed_layout:
         prompt, *branches = parts[: len(branching.ends) + 1]
         del parts[: len(branching.ends) + 1]
