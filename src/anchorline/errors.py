@@ -7,7 +7,17 @@
     │   │   └── RuleConflict   two rules that no answer can keep together
     │   ├── DataError          a data file or a row in it: file, line, field
     │   ├── ModelError         a model that is missing, unknown, or of a kind that the engine refuses
+    │   ├── KeyRefused         an endpoint that does not take the API key (401, 403); it ends the run
     │   └── RunFolderError     a run folder that cannot be written, or that is in use
+    ├── EndpointError          one request that an endpoint did not answer; `kind` is a short word for counting
+    │   ├── Throttled          "throttled": 429, or 503 with a time to wait; `retry_after` in seconds
+    │   ├── ServerError        "server": the endpoint's own trouble (5xx)
+    │   ├── EndpointTimeout    "timeout": no answer in time; also a TimeoutError
+    │   ├── ConnectionLost     "connection": no connection, or one that broke; also a ConnectionError
+    │   ├── BadReply           "bad_reply": an answer that cannot be read; also a ValueError
+    │   └── RequestRefused     "refused_request": a 4xx that asking again will not mend
+    ├── BudgetReached          the run's limit of money or tokens; it ends the run cleanly
+    ├── CircuitOpen            an endpoint that goes on failing; it ends the run cleanly
     ├── TrainingError          training that cannot go on (a loss that is not a number)
     └── MissingExtra           a part that is not installed, with the command that installs it; also an ImportError
 
@@ -62,8 +72,66 @@ class ModelError(UserError):
     """A model that is missing, unknown, or of a kind that the engine refuses."""
 
 
+class KeyRefused(UserError):
+    """An endpoint that does not take the API key; every further request would be refused too."""
+
+
 class RunFolderError(UserError):
     """A run folder that cannot be written, or that another run is using."""
+
+
+class EndpointError(AnchorlineError):
+    """One request that an endpoint did not answer. The row it was for is a failure; the run goes on."""
+
+    kind: str = "endpoint"
+
+
+class Throttled(EndpointError):
+    """Too many requests. `retry_after` is the wait in seconds that the endpoint asked for, if it named one."""
+
+    kind = "throttled"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServerError(EndpointError):
+    """The endpoint's own trouble: 5xx."""
+
+    kind = "server"
+
+
+class EndpointTimeout(EndpointError, TimeoutError):
+    """No answer in time."""
+
+    kind = "timeout"
+
+
+class ConnectionLost(EndpointError, ConnectionError):
+    """No connection, or one that broke before the answer was there."""
+
+    kind = "connection"
+
+
+class BadReply(EndpointError, ValueError):
+    """An answer that is not what the interface promises: broken JSON, no choice, no text."""
+
+    kind = "bad_reply"
+
+
+class RequestRefused(EndpointError):
+    """A request that the endpoint refuses for what is in it (4xx): asking again will not mend it."""
+
+    kind = "refused_request"
+
+
+class BudgetReached(AnchorlineError):
+    """The run's limit of money or tokens is reached. What was answered is kept; the message says how to go on."""
+
+
+class CircuitOpen(AnchorlineError):
+    """An endpoint goes on failing, so the run stops instead of burning its remaining requests."""
 
 
 class TrainingError(AnchorlineError, RuntimeError):

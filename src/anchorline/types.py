@@ -1,4 +1,4 @@
-"""What the parts hand to each other: messages, answers, pairs, single labelled answers, failures. Frozen, no I/O.
+"""What the parts hand to each other: messages, answers, pairs, labelled answers, verdicts, failures. Frozen, no I/O.
 
 >>> question = (Message("user", "Where is order 4417?"),)
 >>> pair = Pair("a1", question, chosen="It left today.", rejected="It left today!")
@@ -90,6 +90,19 @@ class Failure:
     stage: str
     kind: str
     reason: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which of two answers a judge prefers. `details` (JSON only) holds what the judge noted.
+
+    `flip` marks a tie of a judge that preferred the other answer when it was asked in the other order.
+    """
+
+    winner: Literal["a", "b", "tie"]
+    flip: bool = False
+    judge: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -156,10 +156,10 @@ def test_what_parquet_cannot_hold_is_one_line_and_leaves_the_old_file(tmp_path: 
 
 def test_other_endings_and_places_are_refused(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    Path("a.csv").write_text("prompt\nHi\n")
+    Path("a.tsv").write_text("prompt\nHi\n")
     Path("folder").mkdir()
     for source, reason in {
-        "a.csv": r"ending '.csv', expected one of .jsonl, .ndjson, .json, .parquet",
+        "a.tsv": r"ending '.tsv', expected one of .jsonl, .ndjson, .json, .csv, .parquet",
         "folder": "is a folder",
         "none.jsonl": "no such file",
         "./none/none": "no such file",

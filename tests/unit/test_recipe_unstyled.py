@@ -61,7 +61,7 @@ def test_their_pairs_prefer_the_answer_as_it_was(tmp_path: Path):
     question = (Message("user", "five"),)
     for name, id in (("answers.jsonl", "train-0"), ("unstyled-answers.jsonl", "unstyled-0")):
         write_jsonl(tmp_path / name, [answer_to_row(Answer(id, question, "Fine!", "stop"))])
-    (stage,) = (stage for stage in STAGES if stage.name == "pairs")
+    stage = next(stage for stage in STAGES if stage.name == "pairs")
     assert stage.act(run) == []
     pairs = {pair.id: pair for pair in (pair_from_row(row) for _, row in read_jsonl(tmp_path / "pairs.jsonl"))}
     assert (pairs["train-0"].chosen, pairs["train-0"].rejected) == ("Fine.", "Fine!")

@@ -181,7 +181,7 @@ def test_gradient_checkpointing_computes_every_layer_twice(model, tmp_path, monk
         calls.clear()
         train(ROWS, model, settings(epochs=1, pairs_per_step=6, gradient_checkpointing=checkpointing), tmp_path / name)
         counts.append(len(calls))
-    assert counts[1] - counts[0] == 2 * len(ROWS) * 2  # layers, pairs, branches
+    assert counts[1] - counts[0] == 2 * (len(ROWS) * 2 + 1)  # layers; pairs, branches, and the row's opening
 
 
 def test_the_records_agree_with_each_other_and_hold_every_pair_once_an_epoch(model, tmp_path):

@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from anchorline import __version__
+from anchorline.cli.cache import cache
+from anchorline.cli.export import export
 from anchorline.cli.measure import measure
 from anchorline.cli.pairs import pairs
 from anchorline.cli.run import evaluate, report, run, sample, train
@@ -46,9 +48,11 @@ app.command()(run)
 app.command()(sample)
 app.command()(pairs)
 app.command()(measure)
+app.command()(export)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(report)
+app.add_typer(cache, name="cache")
 
 
 def entry() -> None:

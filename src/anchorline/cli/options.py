@@ -18,6 +18,7 @@ import typer
 from anchorline.cli.show import exit_code, print_summary, progress
 
 if TYPE_CHECKING:
+    from anchorline.pairs.settings import Maker
     from anchorline.recipe import Recipe
 
 Out = Annotated[
@@ -82,6 +83,19 @@ def recipe_of_data(place: str, source: str, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(data, source="--set")
 
 
+def recipe_and_folder(
+    source: str, overrides: Sequence[str], out: Path | None, *, data_setting: str | None
+) -> tuple[Recipe, Path]:
+    """The recipe that a command's words mean, and its run folder."""
+    from anchorline.recipe import load_recipe
+
+    if data_setting and not is_recipe(source):
+        recipe = recipe_of_data(data_setting, source, overrides)
+    else:
+        recipe = load_recipe(source, overrides)
+    return recipe, out or (Path(source) if Path(source).is_dir() else Path("runs") / recipe.name)
+
+
 def run_stage(
     source: str,
     overrides: Sequence[str],
@@ -91,22 +105,24 @@ def run_stage(
     as_json: bool,
     command: str,
     data_setting: str | None = None,
+    maker: Maker | None = None,
+    retry_failed: bool = False,
+    batch: bool = False,
 ) -> None:
     """Bring a run up to date through one stage, show how it went, and leave with the right exit code."""
 
     def call() -> None:
-        from anchorline.recipe import load_recipe, run
+        from anchorline.recipe import Calls, run
 
-        if data_setting and not is_recipe(source):
-            recipe = recipe_of_data(data_setting, source, overrides)
-        else:
-            recipe = load_recipe(source, overrides)
-        folder = out or (Path(source) if Path(source).is_dir() else Path("runs") / recipe.name)
+        recipe, folder = recipe_and_folder(source, overrides, out, data_setting=data_setting)
+        calls = Calls(retry_failed=retry_failed, batch=batch)
         with progress() as shown:
-            summary = run(recipe, folder, upto=upto, progress=shown)
+            summary = run(recipe, folder, upto=upto, maker=maker, calls=calls, progress=shown)
         print_summary(summary, str(folder), as_json=as_json)
 
-    words = ["anchorline", command, source]
+    words = ["anchorline", *command.split(), source]
+    words += ["--retry-failed"] if retry_failed else []
+    words += ["--batch"] if batch else []
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--out", str(out)] if out else []
     raise typer.Exit(exit_code(call, again=shlex.join(words)))

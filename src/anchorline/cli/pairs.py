@@ -1,4 +1,4 @@
-"""`anchorline pairs`: answers become pairs, in a run or from a file alone (no torch needed).
+"""`anchorline pairs`: answers become pairs, by any of the four makers, in a run or from a file alone (no torch needed).
 
 >>> from anchorline.cli.pairs import pairs
 """
@@ -11,18 +11,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anchorline.cli.options import Json, Set, is_recipe, refuse_overrides, run_stage, settings
-from anchorline.cli.show import exit_code
+from anchorline.cli.options import Json, Set, is_recipe, recipe_and_folder, refuse_overrides, run_stage, settings
+from anchorline.cli.show import exit_code, progress
 
 if TYPE_CHECKING:
+    from anchorline.pairs.settings import Maker
     from anchorline.types import Answer, Failure
+
+MAKERS: dict[str, Maker] = {
+    "clair": "clair",
+    "on-policy": "on_policy",
+    "off-policy": "off_policy",
+    "stronger": "stronger",
+}
 
 
 def pairs(
-    source: Annotated[
-        str,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            metavar="SOURCE", help="A recipe, or a file of answers (rows with prompt and text; then --style is needed)."
+            metavar="[MAKER] SOURCE",
+            help="The maker: clair, on-policy, off-policy or stronger (else the recipe's own pairs are made). The source: a "
+            "recipe, a run folder, or a file of answers (rows with prompt and text, or with prompt and completions).",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -30,7 +41,7 @@ def pairs(
         typer.Option(
             "--out",
             "-o",
-            help="Run folder; for a file of answers the pairs' file (.jsonl, .parquet).",
+            help="Run folder; without a maker and for a file of answers the pairs' file (.jsonl, .parquet).",
             show_default=False,
         ),
     ] = None,
@@ -38,25 +49,130 @@ def pairs(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Let the style run the Python functions that it names.")
     ] = False,
+    reviser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rules|MODEL", help="clair: the style's repairs, or a model that revises.", show_default=False
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="style|MODEL", help="on-policy, off-policy: the style's checks, or a model.", show_default=False
+        ),
+    ] = None,
+    stronger: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="stronger: the model that answers.", show_default=False)
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Where those models are: an OpenAI-compatible endpoint.", show_default=False),
+    ] = None,
+    max_usd: Annotated[
+        float | None, typer.Option(help="Stop before more than this is spent, resumes included.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Stop before more tokens are used, resumes included.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make a pilot's rows only and say what all of them will cost.")
+    ] = False,
+    pilot: Annotated[int, typer.Option(min=2, help="Rows of the pilot.")] = 20,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for what failed.")] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Use the endpoints' batch interface: half the price, within a day.")
+    ] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Make pairs (CLAIR): rejected is the answer, chosen the style's minimal repair of it.
+    """Make pairs. What does not become a pair goes to failures.jsonl with its reason.
 
-    What does not become a pair goes to failures.jsonl with its reason.
+    clair: rejected is the policy's answer, chosen its minimal revision, by the style's own repairs or by a model.
+    on-policy: the worse and the better of the policy's samples. off-policy: of other models' answers.
+    stronger: chosen is a stronger model's own answer.
+
+    With a maker's name the set goes to sets/MAKER of the run folder, beside the others; matched.jsonl holds the pairs whose
+    prompts all sets have. Every reply is kept in requests.sqlite and never paid for again.
 
     [bold]Examples[/bold]
 
       anchorline pairs recipes/harbour.yaml
 
       anchorline pairs answers.jsonl --style styles/harbour.yaml --out pairs.jsonl
+
+      anchorline pairs clair recipes/harbour.yaml --reviser gpt-4o-mini --dry-run --pilot 20
+
+      anchorline pairs clair answers.jsonl --reviser qwen --base-url http://127.0.0.1:8000/v1 --out runs/qwen
+
+      anchorline pairs on-policy runs/harbour --judge gpt-4o-mini --max-usd 5
     """
-    if is_recipe(source):
-        given = settings(overrides, style=style, trust_code=trust_code or None)
-        run_stage(source, given, out, upto="pairs", as_json=as_json, command="pairs")
-    if overrides:
-        raise typer.Exit(exit_code(refuse_overrides))
-    raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
+    maker, source = _maker_and_source(words)
+    # a set beside the run's own pairs leaves the recipe's maker alone
+    named = {"style": style, "trust_code": trust_code or None, "pairs__maker": None if is_recipe(source) else maker}
+    for name, model, own in (("reviser", reviser, "rules"), ("judge", judge, "style")):
+        named[f"pairs__{name}"] = None if model is None else own if model == own else "llm"
+        named[f"llm__{name}__model"] = None if model == own else model
+    named["llm__stronger__model"] = stronger
+    if base_url is not None:
+        named |= {
+            f"llm__{key.split('__')[1]}__base_url": base_url for key, value in named.items() if value and "llm" in key
+        }
+    named |= {
+        f"llm__budget__{key}": str(value)
+        for key, value in {"max_usd": max_usd, "max_tokens": max_tokens}.items()
+        if value is not None
+    }
+    if maker is None and not is_recipe(source):
+        if overrides:
+            raise typer.Exit(exit_code(refuse_overrides))
+        raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
+    given = settings(overrides, **named)
+    if dry_run:
+        raise typer.Exit(exit_code(lambda: _dry_run(source, given, out, maker, pilot, as_json=as_json)))
+    run_stage(
+        source,
+        given,
+        out,
+        upto="pairs",
+        as_json=as_json,
+        command=f"pairs {maker.replace('_', '-')}" if maker else "pairs",
+        data_setting="pairs.answers",
+        maker=maker,
+        retry_failed=retry_failed,
+        batch=batch,
+    )
+
+
+def _maker_and_source(words: list[str]) -> tuple[Maker | None, str]:
+    if len(words) == 1:
+        return None, words[0]
+    maker = MAKERS.get(words[0])
+    if maker is None or len(words) > 2:
+        raise typer.BadParameter(
+            f"got {' '.join(words)!r}, expected a SOURCE, or one of {', '.join(MAKERS)} and a SOURCE"
+        )
+    return maker, words[1]
+
+
+def _dry_run(source: str, given: list[str], out: Path | None, maker: Maker | None, rows: int, *, as_json: bool) -> None:
+    from anchorline.recipe import try_out
+
+    recipe, folder = recipe_and_folder(source, given, out, data_setting="pairs.answers")
+    with progress() as shown:
+        found = try_out(recipe, folder, maker=maker, rows=rows, progress=shown)
+    if as_json:
+        print(json.dumps(found))
+        return
+    kept = found["kept"]
+    print(f"pilot: {found['pilot']} of {found['rows']} rows by {found['maker']}; {kept['share']:.0%} became pairs")
+    for kind, count in found["failures"].items():
+        print(f"  not a pair: {count} {kind}")
+    for what, mark in (("tokens", ",.0f"), ("usd", ",.4f")):
+        if found[what] is None:
+            print(f"{what}: unknown; give the price: --set llm.NAME.prices='{{input: 0.15, output: 0.6}}'")
+        else:
+            mean, low, high = (format(found[what][key], mark) for key in ("mean", "low", "high"))
+            print(f"{what}, all {found['rows']} rows: {mean} (95 % interval {low} to {high})")
 
 
 def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: bool, as_json: bool) -> None:

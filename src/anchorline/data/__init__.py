@@ -6,6 +6,14 @@
 
 from __future__ import annotations
 
+from anchorline.data.candidates import Candidate, Candidates, candidates_from_row, candidates_to_row
+from anchorline.data.decontaminate import (
+    Contaminated,
+    Decontaminated,
+    drop_contaminated,
+    evaluation_texts,
+)
+from anchorline.data.export import Form, Licence, licence_id, write_pairs
 from anchorline.data.files import scan_rows, write_rows
 from anchorline.data.formats import (
     Layout,
@@ -21,6 +29,7 @@ from anchorline.data.formats import (
     unpaired_from_row,
     unpaired_to_row,
 )
+from anchorline.data.hub import check_repository, push_folder
 from anchorline.data.jsonl import (
     Appended,
     append_jsonl,
@@ -30,27 +39,44 @@ from anchorline.data.jsonl import (
     write_json,
     write_jsonl,
 )
-from anchorline.data.load import Loaded, read_pairs, read_prompts, read_unpaired
+from anchorline.data.layouts import PairLayout
+from anchorline.data.load import Loaded, read_answers, read_candidates, read_pairs, read_prompts, read_unpaired
 from anchorline.data.split import Kept, Split, drop_overlap, split
 
 __all__ = [
     "Appended",
+    "Candidate",
+    "Candidates",
+    "Contaminated",
+    "Decontaminated",
+    "Form",
     "Kept",
     "Layout",
+    "Licence",
     "Loaded",
+    "PairLayout",
     "Split",
     "answer_from_row",
     "answer_to_row",
     "append_jsonl",
+    "candidates_from_row",
+    "candidates_to_row",
+    "check_repository",
+    "drop_contaminated",
     "drop_overlap",
+    "evaluation_texts",
     "failure_from_row",
     "failure_to_row",
+    "licence_id",
     "messages_to_rows",
     "pair_from_row",
     "pair_to_row",
     "prompt_from_row",
     "prompt_to_row",
+    "push_folder",
+    "read_answers",
     "read_appended",
+    "read_candidates",
     "read_json",
     "read_jsonl",
     "read_pairs",
@@ -62,5 +88,6 @@ __all__ = [
     "unpaired_to_row",
     "write_json",
     "write_jsonl",
+    "write_pairs",
     "write_rows",
 ]

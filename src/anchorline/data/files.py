@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from anchorline.data.csv_rows import csv_rows
 from anchorline.data.hub import hub_rows, looks_like_hub_id
 from anchorline.data.jsonl import dumps, opened, read_json, replacing, scan_jsonl, write_jsonl
 from anchorline.errors import DataError
 
-READABLE = (".jsonl", ".ndjson", ".json", ".parquet")
+READABLE = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 WRITABLE = (".jsonl", ".parquet")
 
 NumberedRows = Iterator[tuple[int, dict[str, Any] | DataError]]
@@ -40,6 +41,8 @@ def scan_rows(source: str | Path) -> NumberedRows:
         return scan_jsonl(path)
     if ending == ".json":
         return _json_rows(path)
+    if ending == ".csv":
+        return csv_rows(path)
     if ending == ".parquet":
         return _parquet_rows(path)
     raise DataError(f"has the ending {ending or 'none'!r}, expected one of {', '.join(READABLE)}", file=source)

@@ -1,4 +1,4 @@
-r"""Prompts, pairs and single labelled answers from a file or the hub: the good rows, and what is wrong with the others.
+r"""Prompts, pairs, labelled answers and candidates from a file or the hub: the good rows, and what is wrong with others.
 
 A bad row never stops the good ones, unless `strict`. The formats are described in `docs/data.md`.
 
@@ -17,12 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from anchorline.data.candidates import Candidates, Score, candidates_from_row
 from anchorline.data.files import scan_rows
-from anchorline.data.formats import pair_from_row, prompt_from_row, unpaired_from_row
+from anchorline.data.formats import answer_from_row, unpaired_from_row
+from anchorline.data.layouts import PairLayout, read_pair, read_prompt
 from anchorline.errors import DataError
-from anchorline.types import Pair, Prompt, Unpaired
+from anchorline.types import Answer, Pair, Prompt, Unpaired
 
-T = TypeVar("T", Prompt, Pair, Unpaired)
+T = TypeVar("T", Prompt, Pair, Unpaired, Candidates, Answer)
 
 
 class Loaded(NamedTuple, Generic[T]):
@@ -38,17 +40,27 @@ def read_prompts(source: str | Path, *, strict: bool = False, system: str | None
     """Read prompts. `system` goes before each prompt that has no system message of its own."""
     if system is not None and not system.strip():
         raise DataError("is blank; give a text or leave it out", field="system")
-    return _load(source, lambda row: prompt_from_row(row, system=system), strict=strict)
+    return _load(source, lambda row: read_prompt(row, system=system), strict=strict)
 
 
-def read_pairs(source: str | Path, *, strict: bool = False) -> Loaded[Pair]:
-    """Read preference pairs."""
-    return _load(source, pair_from_row, strict=strict)
+def read_pairs(source: str | Path, *, strict: bool = False, layout: PairLayout | None = None) -> Loaded[Pair]:
+    """Read preference pairs. Each row's columns say how it is laid out; where they fit several layouts, `layout` does."""
+    return _load(source, lambda row: read_pair(row, layout=layout), strict=strict)
 
 
 def read_unpaired(source: str | Path, *, strict: bool = False) -> Loaded[Unpaired]:
     """Read single labelled answers."""
     return _load(source, unpaired_from_row, strict=strict)
+
+
+def read_answers(source: str | Path, *, strict: bool = False) -> Loaded[Answer]:
+    """Read answers of a model: rows with a prompt and a `text`; `finish` is "stop" where a row does not say."""
+    return _load(source, lambda row: answer_from_row({"finish": "stop"} | row), strict=strict)
+
+
+def read_candidates(source: str | Path, *, strict: bool = False, score: Score = "overall_score") -> Loaded[Candidates]:
+    """Read prompts with several answers each, for off-policy pairs; `score` is one of UltraFeedback's two."""
+    return _load(source, lambda row: candidates_from_row(row, score=score), strict=strict)
 
 
 def _load(source: str | Path, parse: Callable[[dict[str, Any]], T], *, strict: bool) -> Loaded[T]:

@@ -19,10 +19,12 @@ import torch
 from anchorline.llm.cache_room import can_repeat, roomy_cache
 from anchorline.llm.models import Loaded, end_of_turn
 from anchorline.llm.types import SampleSettings
-from anchorline.types import Answer, Prompt
+from anchorline.types import Answer, Messages, Prompt
 
 SHRINK_BELOW = 0.8
 """A batch is cut down to its unfinished rows when this share or less of it is unfinished."""
+ROOM = 512
+"""Tokens by which the key/value cache grows: a high token limit must not take memory that no answer needs."""
 
 
 def answer_batches(
@@ -46,7 +48,9 @@ def answer_batches(
         # the seed belongs to the batch's place, so that a batch does not depend on those before it
         digest = hashlib.sha256(f"{seed}:{start}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        answers = _decode(loaded, [rows[i] for i in batch], settings, generator)
+        # drawn for every row and step before the first, so that a row's luck does not depend on who else is still open
+        luck = torch.rand(len(batch), settings.max_new_tokens, generator=generator)
+        answers = _decode(loaded, [rows[i] for i in batch], settings, luck)
         ends = end_of_turn(loaded)
         yield [
             _answer(loaded, prompts[i], tokens, ends)
@@ -57,30 +61,54 @@ def answer_batches(
 
 def prompt_tokens(loaded: Loaded, prompt: Prompt) -> list[int]:
     """The prompt under the model's chat template, up to where the assistant starts."""
-    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    return message_tokens(loaded, prompt.messages)
+
+
+def message_tokens(loaded: Loaded, messages: Messages) -> list[int]:
+    """A conversation's tokens, as for `prompt_tokens`."""
+    turns = [{"role": m.role, "content": m.content} for m in messages]
     tokenizer: Any = loaded.tokenizer
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _answer(loaded: Loaded, prompt: Prompt, tokens: list[int], ends: frozenset[int]) -> Answer:
+    text, ended = _text(loaded, tokens, ends)
+    return Answer(prompt.id, prompt.messages, text, "stop" if ended else "length")
+
+
+def _text(loaded: Loaded, tokens: list[int], ends: frozenset[int]) -> tuple[str, bool]:
+    """The text of new tokens, and whether they end where the model ended."""
     ended = bool(tokens) and tokens[-1] in ends
     text = loaded.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
     assert isinstance(text, str)
-    return Answer(prompt.id, prompt.messages, text.strip(), "stop" if ended else "length")
+    return text.strip(), ended
+
+
+def reply_batch(
+    loaded: Loaded, rows: list[list[int]], settings: SampleSettings, seeds: Sequence[int]
+) -> list[tuple[str, bool, int]]:
+    """Answer rows of prompt tokens together, each with luck of its own seed: text, whether it ended, and its tokens."""
+    luck = torch.stack(
+        [torch.rand(settings.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+    ends = end_of_turn(loaded)
+    replies = []
+    for tokens in _decode(loaded, rows, settings, luck):
+        text, ended = _text(loaded, tokens, ends)
+        replies.append((text, ended, len(tokens)))
+    return replies
 
 
 @torch.inference_mode()
-def _decode(
-    loaded: Loaded, rows: list[list[int]], settings: SampleSettings, generator: torch.Generator
-) -> list[list[int]]:
-    """The new tokens of each row, the end-of-turn token included where one came.
+def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luck: torch.Tensor) -> list[list[int]]:
+    """The new tokens of each row, the end-of-turn token included where one came. `luck` [rows, steps] lies in [0, 1).
 
     Letters: B rows still open, T tokens so far, V vocabulary.
     """
     model, device = loaded.model, loaded.model.device
     ends = torch.tensor(sorted(end_of_turn(loaded)), device=device)
-    cache = roomy_cache(model.config, room=settings.max_new_tokens)
+    cache = roomy_cache(model.config, room=min(settings.max_new_tokens, ROOM))
     shared = _shared_opening(rows) if can_repeat(cache) else 0
     if shared:  # what all prompts begin with (the template, a system message) is computed once
         opening = torch.tensor([rows[0][:shared]], device=device)
@@ -91,8 +119,7 @@ def _decode(
     pad = loaded.tokenizer.pad_token_id
     tokens_BT = torch.tensor([[pad] * (width - len(row)) + row for row in own], device=device)
     mask_BT = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * len(row) for row in own], device=device)
-    # drawn for every row and step before the first, so that a row's luck does not depend on who else is still open
-    luck = torch.rand(len(rows), settings.max_new_tokens, generator=generator).to(device)
+    luck = luck.to(device)
     answers: list[list[int]] = [[] for _ in rows]
     open_rows = torch.arange(len(rows), device=device)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)

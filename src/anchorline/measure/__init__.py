@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from anchorline.measure.compare import Measured, compare
+from anchorline.measure.many import measure_pairs
 from anchorline.measure.summary import PairMeasures, measure_pair, summarise
 from anchorline.measure.text import (
     character_levenshtein,
@@ -18,11 +20,14 @@ from anchorline.measure.text import (
 )
 
 __all__ = [
+    "Measured",
     "PairMeasures",
     "character_levenshtein",
+    "compare",
     "jaccard",
     "length_ratio",
     "measure_pair",
+    "measure_pairs",
     "normalised_distance",
     "shared_prefix",
     "summarise",

@@ -19,7 +19,6 @@ from anchorline.measure.text import (
     character_levenshtein,
     distance_share,
     jaccard,
-    length_ratio,
     shared_prefix,
     token_levenshtein,
     words,
@@ -50,20 +49,35 @@ class PairMeasures(NamedTuple):
     """Characters of the common opening as a share of the shorter answer, 0 to 1."""
 
 
-_SHARES = ("word_jaccard", "token_jaccard", "normalised_distance", "shared_prefix")
+SHARES = ("word_jaccard", "token_jaccard", "normalised_distance", "shared_prefix")
+"""Measures between 0 and 1."""
 
 
 def measure_pair(chosen: str, rejected: str, *, tokenize: Callable[[str], Sequence[int]] | None = None) -> PairMeasures:
     """The measures of one pair; `tokenize` turns a text into the policy's token ids."""
     distance = character_levenshtein(chosen, rejected)
-    tokens = None if tokenize is None else (tokenize(chosen), tokenize(rejected))
+    if tokenize is None:
+        return with_distances(chosen, rejected, distance)
+    tokens = (tokenize(chosen), tokenize(rejected))
+    return with_distances(chosen, rejected, distance, tokens, token_levenshtein(*tokens))
+
+
+def with_distances(
+    chosen: str,
+    rejected: str,
+    distance: int,
+    tokens: tuple[Sequence[int], Sequence[int]] | None = None,
+    token_distance: int | None = None,
+) -> PairMeasures:
+    """`measure_pair` from edit distances that are known already, as `many` counts them for many pairs at once."""
+    ours, theirs = words(chosen), words(rejected)
     return PairMeasures(
-        word_jaccard=jaccard(words(chosen), words(rejected)),
+        word_jaccard=jaccard(ours, theirs),
         token_jaccard=None if tokens is None else jaccard(*tokens),
         character_levenshtein=distance,
-        token_levenshtein=None if tokens is None else token_levenshtein(*tokens),
+        token_levenshtein=token_distance,
         normalised_distance=distance_share(distance, chosen, rejected),
-        length_ratio=length_ratio(chosen, rejected),
+        length_ratio=len(ours) / len(theirs) if theirs else None,
         shared_prefix=shared_prefix(chosen, rejected),
     )
 
@@ -82,7 +96,7 @@ def summarise(rows: Iterable[PairMeasures], *, touched: Iterable[Sequence[str]] 
     counts = Counter(rule for rules in touched for rule in set(rules))
     return {
         "pairs": len(rows),
-        "metrics": {name: _spread(column, share=name in _SHARES) for name, column in columns.items() if column},
+        "metrics": {name: _spread(column, share=name in SHARES) for name, column in columns.items() if column},
         "rules": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
     }
 
@@ -95,13 +109,13 @@ def _spread(values: Sequence[float], *, share: bool) -> dict[str, Any]:
         "count": len(ordered),
         "mean": math.fsum(ordered) / len(ordered),
         "min": ordered[0],
-        **{name: _quantile(ordered, share=part) for name, part in _QUANTILES.items()},
+        **{name: quantile(ordered, share=part) for name, part in _QUANTILES.items()},
         "max": ordered[-1],
-        "histogram": _histogram(ordered, low=low, high=high),
+        "histogram": histogram(ordered, low=low, high=high),
     }
 
 
-def _quantile(ordered: Sequence[float], *, share: float) -> float:
+def quantile(ordered: Sequence[float], *, share: float) -> float:
     """The value below which `share` of the sorted values lie, interpolated between neighbours."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
@@ -109,7 +123,7 @@ def _quantile(ordered: Sequence[float], *, share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _histogram(ordered: Sequence[float], *, low: float, high: float) -> dict[str, list[float] | list[int]]:
+def histogram(ordered: Sequence[float], *, low: float, high: float) -> dict[str, list[float] | list[int]]:
     """Equal bars from low to high; a value on an edge belongs to the bar on its right, the highest to the last bar."""
     if low == high:
         return {"edges": [low - 0.5, high + 0.5], "counts": [len(ordered)]}

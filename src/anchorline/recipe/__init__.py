@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anchorline.recipe.config import Prompts, Recipe, load_recipe
-from anchorline.recipe.run import Summary, run
+from anchorline.recipe.context import Calls
+from anchorline.recipe.run import Summary, run, try_out
 
-__all__ = ["Prompts", "Recipe", "Summary", "load_recipe", "run"]
+__all__ = ["Calls", "Prompts", "Recipe", "Summary", "load_recipe", "run", "try_out"]

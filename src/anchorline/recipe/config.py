@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anchorline.errors import RecipeError
 from anchorline.evals.settings import EvalSettings
+from anchorline.llm.settings import BudgetSettings, EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs.settings import PairSettings
 from anchorline.train.config import TrainSettings
@@ -41,6 +42,30 @@ class Prompts(BaseModel):
     """A system message for each training and held-out prompt that has none. General prompts are left as they are."""
     limit: int | None = Field(None, ge=1)
     """Use only this many of the training prompts, the first ones."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation sets: a training prompt that shares `decontaminate_words` words in a row with one of them is left out."""
+    decontaminate_words: int = Field(13, ge=5, le=100)
+    """How many words in a row count as an overlap."""
+
+
+class Models(BaseModel):
+    """The models that are asked beside the policy, and what they may cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    policy: EndpointSettings | None = None
+    """The policy, where a server answers for it (vLLM, say); null: it is sampled in this process."""
+    reviser: EndpointSettings | None = None
+    """Revises the policy's answers (clair with `pairs.reviser: llm`)."""
+    judge: EndpointSettings | None = None
+    """Says which answer is better (`pairs.judge: llm`, `pairs.verify: llm`)."""
+    stronger: EndpointSettings | None = None
+    """Writes an answer of its own (maker stronger)."""
+    others: tuple[EndpointSettings, ...] = ()
+    """Two or more models whose answers are judged (maker off_policy)."""
+    cache: str | None = None
+    """The file that keeps every reply; null: requests.sqlite in the run folder. Several runs may share one."""
+    budget: BudgetSettings = BudgetSettings()
 
 
 class Recipe(BaseModel):
@@ -62,6 +87,7 @@ class Recipe(BaseModel):
     """Of sampling, the order of the pairs, and the adapter's first weights."""
     prompts: Prompts | None = None
     sample: SampleSettings = SampleSettings()
+    llm: Models = Models()
     pairs: PairSettings = PairSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
@@ -75,6 +101,10 @@ PATHS = (
     ("prompts", "general"),
     ("prompts", "unstyled"),
     ("pairs", "file"),
+    ("pairs", "answers"),
+    ("pairs", "prompt"),
+    ("pairs", "judge_prompt"),
+    ("llm", "cache"),
 )
 """Settings that may name a file: relative ones are looked up beside the recipe."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from anchorline.data import (
     answer_from_row,
@@ -34,11 +34,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Calls(NamedTuple):
+    """How models are asked this time; what comes out does not depend on it."""
+
+    retry_failed: bool = False
+    """Ask again what failed."""
+    batch: bool = False
+    """Order replies by the endpoints' batch interface, at half the price."""
+
+
+AS_USUAL = Calls()
+
+
 class RunContext:
     """One run's recipe and folder; it loads the style and the model at first use."""
 
-    def __init__(self, recipe: Recipe, folder: Path, *, progress: Progress = SILENT) -> None:
-        self.recipe, self.folder, self.progress = recipe, folder, progress
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, progress: Progress = SILENT, calls: Calls = AS_USUAL, run_id: str = ""
+    ) -> None:
+        """`run_id` is what the run's payments are kept under."""
+        self.recipe, self.folder, self.progress, self.calls, self.id = recipe, folder, progress, calls, run_id
         self._loaded: Loaded | None = None
 
     def path(self, name: str) -> Path:
@@ -55,6 +70,12 @@ class RunContext:
     def model(self) -> str:
         """The policy's id."""
         return self.need(self.recipe.model, "model")
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's id, as pairs name it; "" where the answers came from elsewhere."""
+        served = self.recipe.llm.policy
+        return self.recipe.model or (served.model if served else "")
 
     @cached_property
     def model_fingerprint(self) -> str:

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from anchorline.data import read_json, write_json
 from anchorline.errors import DataError, RunFolderError
@@ -46,12 +47,16 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    id: str = Field(default_factory=lambda: uuid4().hex)
+    """What the run's payments are kept under in a request cache."""
     name: str = ""
     anchorline: str = ""
     seed: int = 0
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
     counts: dict[str, int] = {}
+    costs: dict[str, Any] = {}
+    """Calls, tokens and US dollars by what they were for, over all resumes; dollars are null where a price is unknown."""
     stages: dict[str, StageRecord] = {}
 
 

@@ -22,12 +22,17 @@ import psutil
 import yaml
 
 import anchorline
-from anchorline.data import read_appended
+from anchorline.data import pair_from_row, pair_to_row, read_appended, write_jsonl
 from anchorline.data.jsonl import replacing
 from anchorline.errors import MissingExtra, RecipeError
+from anchorline.llm.cache import RequestCache
+from anchorline.pairs import match
+from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.progress import SILENT, Progress
 from anchorline.recipe.config import Recipe
-from anchorline.recipe.context import RunContext
+from anchorline.recipe.context import AS_USUAL, Calls, RunContext
+from anchorline.recipe.desk import cache_file, check_endpoints, costs
+from anchorline.recipe.making import check_style, needed_endpoints, pilot
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -37,28 +42,47 @@ from anchorline.recipe.manifest import (
     stage_key,
     write_manifest,
 )
-from anchorline.recipe.sources import read_given, read_sources
-from anchorline.recipe.stages import STAGES, Stage, keep_failures, remove_outputs, rivals
+from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.recipe.stages import (
+    SETS,
+    STAGES,
+    Stage,
+    asks_models,
+    keep_failures,
+    remove_outputs,
+    rivals,
+    set_stage,
+)
 from anchorline.recipe.summary import write_summary
 
 Summary = dict[str, Any]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "rapidfuzz", "pydantic")
 
 
-def run(recipe: Recipe, folder: Path, *, upto: str = "report", progress: Progress = SILENT) -> Summary:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    upto: str = "report",
+    maker: Maker | None = None,
+    calls: Calls = AS_USUAL,
+    progress: Progress = SILENT,
+) -> Summary:
     """Bring the run folder up to date, through the stage `upto`; the summary as far as it goes.
 
+    `maker` makes a set of pairs by that maker beside the run's own (in sets/MAKER), and matches the sets that are there.
     Everything that the recipe names is looked at first, so that a mistake leaves no folder behind.
 
     Raises:
         UserError: the recipe, a file that it names, the model or the run folder cannot be used.
 
     """
-    context = RunContext(recipe, folder, progress=progress)
+    upto = set_stage(maker) if maker else upto
     stages = wanted_stages(recipe, upto)
-    check(context, stages)
+    check(RunContext(recipe, folder), stages)
     with open_folder(folder):
         manifest = read_manifest(folder)
+        context = RunContext(recipe, folder, progress=progress, calls=calls, run_id=manifest.id)
         manifest.name, manifest.seed = recipe.name, recipe.seed
         manifest.anchorline, manifest.versions = anchorline.__version__, versions()
         manifest.stages = {s.name: manifest.stages[s.name] for s in STAGES if s.name in manifest.stages}
@@ -67,7 +91,47 @@ def run(recipe: Recipe, folder: Path, *, upto: str = "report", progress: Progres
             temporary.write_text(text, encoding="utf-8")
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
+        if maker:
+            manifest.counts |= match_sets(folder)
+            write_manifest(folder, manifest)
         return write_summary(folder, recipe)
+
+
+def try_out(
+    recipe: Recipe, folder: Path, *, maker: Maker | None = None, rows: int = 20, progress: Progress = SILENT
+) -> Summary:
+    """Make pairs of `rows` rows only, and say what all of them will cost and how many will be kept.
+
+    What the pilot's models reply is kept for the run that follows; its pairs are not written.
+    """
+    upto = set_stage(maker) if maker else "pairs"
+    stages = wanted_stages(recipe, upto)
+    check(RunContext(recipe, folder), stages)
+    with open_folder(folder):
+        manifest = read_manifest(folder)
+        context = RunContext(recipe, folder, progress=progress, run_id=manifest.id)
+        for stage in stages:
+            if stage.name != upto:
+                bring_up_to_date(stage, context, manifest)
+        write_manifest(folder, manifest)
+        return pilot(context, maker or recipe.pairs.maker, rows)
+
+
+def match_sets(folder: Path) -> dict[str, int]:
+    """Write sets/MAKER/matched.jsonl: of the sets that are there, the pairs whose prompts all of them have."""
+    files = {maker: folder / SETS / maker / "pairs.jsonl" for maker in MAKERS}
+    sets = {
+        maker: [pair_from_row(row) for _, row in read_appended(file).rows]
+        for maker, file in files.items()
+        if file.is_file()
+    }
+    if len(sets) < 2:
+        return {f"{SETS}/{maker}": len(pairs) for maker, pairs in sets.items()}
+    matched = match(sets)
+    for maker, pairs in matched.sets.items():
+        write_jsonl(files[maker].with_name("matched.jsonl"), map(pair_to_row, pairs))
+    counts = {f"{SETS}/{maker}": len(pairs) for maker, pairs in sets.items()}
+    return counts | {f"{SETS}/matched": len(next(iter(matched.sets.values())))}
 
 
 def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
@@ -79,7 +143,9 @@ def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
             wanted.insert(0, stage)
             needed |= set(stage.inputs)
     if any(stage.name == "prompts" for stage in wanted) and recipe.prompts is None:
-        raise RecipeError("the recipe has neither `prompts` (to sample answers for) nor `pairs.file`; give one of them")
+        raise RecipeError(
+            "the recipe has neither `prompts` (to sample answers for) nor `pairs.answers` nor `pairs.file`; give one of them"
+        )
     return wanted
 
 
@@ -91,15 +157,26 @@ def check(context: RunContext, stages: list[Stage]) -> None:
 
     """
     names = {stage.name for stage in stages}
-    if names & {"sample", "baseline", "train"} and importlib.util.find_spec("torch") is None:
+    makers = [maker for maker in MAKERS if set_stage(maker) in names]
+    makers += [context.recipe.pairs.maker] if "pairs" in names else []
+    for maker in makers:
+        check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
+        check_style(context.recipe, maker)
+    sampled = names & {"sample", "resample"}
+    if sampled and context.recipe.llm.policy is not None:
+        check_endpoints(context.recipe, ["policy"])
+        sampled = set()
+    if (sampled or names & {"baseline", "train"}) and importlib.util.find_spec("torch") is None:
         raise MissingExtra("running a model", "train")
-    if "pairs" in names or ("evaluate" in names and context.recipe.style):
+    if context.recipe.style and (makers or "evaluate" in names):
         _ = context.style
     if "prompts" in names:
         read_sources(context.recipe)
     if "given" in names:
         read_given(context.recipe)
-    if names & {"sample", "baseline", "train"} or ("measure" in names and context.recipe.model):
+    if "answers" in names:
+        read_answers(context.recipe)
+    if sampled or names & {"baseline", "train"} or ("measure" in names and context.recipe.model):
         _ = context.model_fingerprint
 
 
@@ -109,7 +186,9 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
     inputs = {name: content_hash(folder / name) for name in stage.inputs}
     key = stage_key(stage.name, stage.settings(context), inputs)
     record = manifest.stages.get(stage.name)
-    if record and record.key == key and record.status == "done" and all((folder / n).exists() for n in record.outputs):
+    again = context.calls.retry_failed and asks_models(stage, context.recipe)
+    done = record and record.key == key and record.status == "done"
+    if done and record and not again and all((folder / n).exists() for n in record.outputs):
         return
     if not record or record.key != key or record.status == "done":
         remove_outputs(stage, folder)
@@ -129,6 +208,7 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
         write_manifest(folder, manifest)
     keep_failures(folder, stage.name, failures)
     manifest.machine |= machine()
+    manifest.costs = paid_so_far(context)
     record.outputs = {name: content_hash(folder / name) for name in stage.outputs if (folder / name).exists()}
     record.status = "done"
     manifest.counts |= {
@@ -136,6 +216,23 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
         for name in ("prompts.jsonl", "answers.jsonl", "pairs.jsonl", "failures.jsonl")
     }
     write_manifest(folder, manifest)
+
+
+def paid_so_far(context: RunContext) -> dict[str, Any]:
+    """What the run has paid for, by what for; with all of it, and for each kept pair."""
+    file = cache_file(context.recipe, context.folder)
+    if not file.is_file():
+        return {}
+    with RequestCache(file) as cache:
+        by_stage = costs(cache, context.id)
+    if not by_stage:
+        return {}
+    tokens = sum(cost["prompt_tokens"] + cost["completion_tokens"] for cost in by_stage.values())
+    dollars = [cost["usd"] for cost in by_stage.values()]
+    usd = None if None in dollars else sum(dollars)
+    kept = len(read_appended(context.path("pairs.jsonl")).rows)
+    a_pair = {"tokens": tokens / kept, "usd": None if usd is None else usd / kept} if kept else None
+    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": a_pair}
 
 
 def versions() -> dict[str, str]:

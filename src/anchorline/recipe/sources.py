@@ -12,11 +12,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from anchorline.data import drop_overlap, read_pairs, read_prompts, read_unpaired, scan_rows, split
+from anchorline.data import (
+    Candidates,
+    Contaminated,
+    drop_contaminated,
+    drop_overlap,
+    evaluation_texts,
+    read_candidates,
+    read_pairs,
+    read_prompts,
+    read_unpaired,
+    scan_rows,
+    split,
+)
+from anchorline.data import (
+    read_answers as read_text_answers,
+)
 from anchorline.errors import DataError, RecipeError
 from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.recipe.config import Recipe
-from anchorline.types import Pair, Prompt, Unpaired
+from anchorline.types import Answer, Pair, Prompt, Unpaired
 
 
 class Sources(NamedTuple):
@@ -27,6 +42,16 @@ class Sources(NamedTuple):
     general: list[Prompt]
     unstyled: list[Prompt]
     dropped: list[Prompt]
+    contaminated: list[tuple[str, Contaminated]]
+    """Prompts that overlap an evaluation set, with its name."""
+    problems: list[DataError]
+
+
+class GivenAnswers(NamedTuple):
+    """What `pairs.answers` holds: an answer of the policy a row, or several answers of models."""
+
+    answers: list[Answer]
+    candidates: list[Candidates]
     problems: list[DataError]
 
 
@@ -70,7 +95,32 @@ def read_sources(recipe: Recipe) -> Sources:
         taken = {prompt.id for prompt in train} & {prompt.id for prompt in unstyled}
         if taken:
             raise DataError(f"the id {min(taken)!r} is also in {sources.train}; make ids unique", file=sources.unstyled)
-    return Sources(train[: sources.limit], heldout, general, unstyled, dropped, problems)
+    contaminated: list[tuple[str, Contaminated]] = []
+    for file in sources.decontaminate:
+        train, overlapping = drop_contaminated(train, evaluation_texts(file), n=sources.decontaminate_words)
+        contaminated += [(file, found) for found in overlapping]
+    return Sources(train[: sources.limit], heldout, general, unstyled, dropped, contaminated, problems)
+
+
+def read_answers(recipe: Recipe) -> GivenAnswers:
+    """The answers that pairs are made of, where they are given.
+
+    Raises:
+        DataError: the file is not there, has no good row, or its rows do not fit the maker.
+
+    """
+    source, maker = recipe.pairs.answers, recipe.pairs.maker
+    assert source is not None
+    first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
+    several = "completions" in first or "generations" in first
+    wanted = "several `completions` a row" if maker in {"on_policy", "off_policy"} else "a prompt and a `text` a row"
+    if several != (maker in {"on_policy", "off_policy"}):
+        raise DataError(f"the maker {maker} takes {wanted}, got the columns {', '.join(first) or 'none'}", file=source)
+    if several:
+        found = read_candidates(source, strict=recipe.strict)
+        return GivenAnswers([], found.rows, found.problems)
+    read = read_text_answers(source, strict=recipe.strict)
+    return GivenAnswers(read.rows, [], read.problems)
 
 
 def read_given(recipe: Recipe) -> Given:

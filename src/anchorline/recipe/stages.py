@@ -2,8 +2,11 @@
 
     prompts    prompts.jsonl, unstyled-prompts.jsonl, evals/prompts.jsonl, evals/general-prompts.jsonl
     sample     answers.jsonl, unstyled-answers.jsonl    the policy answers the training prompts
+    resample   more-answers.jsonl               on_policy only: it answers them again
+    answers    answers.jsonl, candidates.jsonl  with `pairs.answers`: they are read from a file instead
     baseline   evals/before.jsonl, evals/general.jsonl    it answers the held-out and the general ones
     pairs      pairs.jsonl                      answers become pairs (or `given`: pairs are read from a file)
+    pairs:clair, pairs:on_policy, …    sets/MAKER/pairs.jsonl    the same answers by one maker, beside the run's own pairs
     measure    measure.json                     how contrastive the pairs are
     train      train/, reference/, model/
     evaluate   evals/*.json                     before against after
@@ -23,6 +26,8 @@ from typing import Any, NamedTuple
 
 from anchorline.data import (
     answer_from_row,
+    answer_to_row,
+    candidates_to_row,
     failure_to_row,
     pair_from_row,
     pair_to_row,
@@ -34,13 +39,21 @@ from anchorline.data import (
     write_jsonl,
 )
 from anchorline.errors import DataError
+from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs import clair_pairs, no_pair
+from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
+from anchorline.recipe.desk import settings_of
+from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
 from anchorline.recipe.manifest import content_hash
-from anchorline.recipe.sources import read_given, read_sources
-from anchorline.types import Failure, Pair, Unpaired
+from anchorline.recipe.sampling import ask_policy
+from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.types import Failure, Pair, Prompt, Unpaired
+
+SETS = "sets"
+"""The folder of the makers' sets."""
 
 
 class Stage(NamedTuple):
@@ -76,7 +89,14 @@ def _prompts(run: RunContext) -> list[Failure]:
     run.write("evals/prompts.jsonl", sources.heldout, prompt_to_row)
     run.write("evals/general-prompts.jsonl", sources.general, prompt_to_row)
     why = "evaluation uses the prompt, so it is not trained on"
-    return [*(Failure(p.id, "prompts", "heldout", why) for p in sources.dropped), *_malformed(sources.problems)]
+    return [
+        *(Failure(p.id, "prompts", "heldout", why) for p in sources.dropped),
+        *(
+            Failure(found.prompt.id, "prompts", "contaminated", f"shares words with {file}: {found.ngram!r}")
+            for file, found in sources.contaminated
+        ),
+        *_malformed(sources.problems),
+    ]
 
 
 def _prompts_settings(run: RunContext) -> dict[str, Any]:
@@ -84,10 +104,11 @@ def _prompts_settings(run: RunContext) -> dict[str, Any]:
     assert sources is not None
     names = ("train", "heldout", "general", "unstyled")
     return {
-        "prompts": sources.model_dump(exclude=set(names)),
+        "prompts": sources.model_dump(exclude={*names, "decontaminate"}),
         "seed": run.recipe.seed,
         "strict": run.recipe.strict,
         **{name: _source(getattr(sources, name)) for name in names},
+        "decontaminated": [_source(source) for source in sources.decontaminate],
     }
 
 
@@ -97,11 +118,34 @@ def _source(source: str | float | None) -> Any:
 
 
 def _sample(run: RunContext) -> list[Failure]:
-    answers = run.answer(run.loaded(), run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")
+    failures = _answered(run, run.prompts("prompts.jsonl"), "answers.jsonl")
     unstyled = run.prompts("unstyled-prompts.jsonl")
     if unstyled:
-        answers += run.answer(run.loaded(), unstyled, run.recipe.sample, "unstyled-answers.jsonl")
+        failures += _answered(run, unstyled, "unstyled-answers.jsonl")
+    return failures
+
+
+def _resample(run: RunContext) -> list[Failure]:
+    first = run.prompts("prompts.jsonl")
+    again = [replace(prompt, id=f"{prompt.id}#{n}") for n in range(1, run.recipe.pairs.samples) for prompt in first]
+    return _answered(run, again, MORE)
+
+
+def _answered(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
+    """Let the policy answer, where it is; the rows without an answer."""
+    if run.recipe.llm.policy is not None:
+        return ask_policy(run, prompts, name)
+    answers = run.answer(run.loaded(), prompts, run.recipe.sample, name)
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
+
+
+def _given_answers(run: RunContext) -> list[Failure]:
+    given = read_answers(run.recipe)
+    run.write("answers.jsonl", given.answers, answer_to_row)
+    run.write(CANDIDATES, given.candidates, candidates_to_row)
+    for name in _HELDOUT:
+        run.write(name, [], prompt_to_row)
+    return _malformed(given.problems)
 
 
 def _baseline(run: RunContext) -> list[Failure]:
@@ -122,12 +166,18 @@ def eval_sampling(recipe: Recipe) -> SampleSettings:
     )
 
 
-def _pairs(run: RunContext) -> list[Failure]:
+def _pairs(run: RunContext, maker: Maker, target: str, stage: str) -> list[Failure]:
     run.release()
-    policy = run.model
+    if not (maker == "clair" and run.recipe.pairs.reviser == "rules"):
+        made = make_set(run, maker, stage=stage, target=target)
+        if not made.pairs:
+            keep_failures(run.folder, stage, made.failures)
+            raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path(target))
+        return made.failures
+    policy = run.policy_name
     made = clair_pairs(run.read("answers.jsonl", answer_from_row), run.style, policy=policy)
     if not made.pairs:
-        keep_failures(run.folder, "pairs", made.failures)
+        keep_failures(run.folder, stage, made.failures)
         raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path("answers.jsonl"))
     # where the style does not apply, the policy's own answer is the better one
     other = clair_pairs(run.read("unstyled-answers.jsonl", answer_from_row), run.style, policy=policy)
@@ -203,8 +253,8 @@ def _evaluate(run: RunContext) -> list[Failure]:
             write_jsonl(run.path("evals/answers.jsonl"), side_by_side(run.style, before, after))
     attend(subject, "packed")
     pairs = run.read("evals/given-pairs.jsonl", pair_from_row)
-    if _samples(recipe):
-        pairs = clair_pairs(before, run.style, policy=run.model).pairs
+    if _makes(recipe) and recipe.style:
+        pairs = clair_pairs(before, run.style, policy=run.policy_name).pairs
     run.write("evals/pairs.jsonl", pairs, pair_to_row)
     if pairs:
         scored = preference(subject, pairs, recipe.train, progress=run.progress)
@@ -249,13 +299,65 @@ def _evaluate_settings(run: RunContext) -> dict[str, Any]:
     return _model_settings(run, "eval") | _style_settings(run) | {"train": run.recipe.train.model_dump(include=used)}
 
 
-def _samples(recipe: Recipe) -> bool:
+def _makes(recipe: Recipe) -> bool:
+    """Whether pairs are made, and not read from a file."""
     return recipe.pairs.file is None
 
 
-def _pairs_settings(run: RunContext) -> dict[str, Any]:
-    settings = run.recipe.pairs.model_dump(include={"maker", "reviser"})
-    return {"pairs": settings, "model": run.recipe.model} | _style_settings(run)
+def _samples(recipe: Recipe) -> bool:
+    """Whether the policy is asked for the answers that pairs are made of."""
+    return _makes(recipe) and recipe.pairs.answers is None
+
+
+def _sample_settings(run: RunContext) -> dict[str, Any]:
+    served = run.recipe.llm.policy
+    if served is None:
+        return _model_settings(run, "sample")
+    settings = run.recipe.sample.model_dump(exclude={"batch_size"})
+    return {"sample": settings, "policy": _asked(served), "cut": run.recipe.sample.max_new_tokens}
+
+
+def _asked(settings: EndpointSettings) -> dict[str, Any]:
+    """What of an endpoint's settings changes its replies."""
+    return settings.model_dump(include={"model", "engine", "temperature", "top_p", "max_tokens", "extra_body"})
+
+
+def _pairs_settings(run: RunContext, maker: Maker) -> dict[str, Any]:
+    pairs, names = run.recipe.pairs, needed_endpoints(run.recipe, maker)
+    if maker == "clair" and pairs.reviser == "rules":
+        used = {"maker": maker, "reviser": "rules"}
+    else:
+        used = pairs.model_dump(exclude={"maker", "file", "answers", "heldout"}) | {"maker": maker}
+        used |= {name: _source(getattr(pairs, name)) for name in ("prompt", "judge_prompt")}
+    asked = {name: _asked(settings_of(run.recipe, name)) for name in names}
+    return {"pairs": used, "asked": asked, "model": run.policy_name} | _style_settings(run)
+
+
+def _answers_settings(run: RunContext) -> dict[str, Any]:
+    return {"strict": run.recipe.strict, "answers": _source(run.recipe.pairs.answers)}
+
+
+def _pair_stages(maker: Maker) -> tuple[Stage, Stage]:
+    """The run's own pairs by this maker, and the same as a set beside them."""
+
+    def stage(name: str, target: str, wanted: Callable[[Recipe], bool]) -> Stage:
+        return Stage(
+            name,
+            f"answers become pairs by the maker {maker}",
+            _MADE_OF[maker],
+            (target,),
+            lambda run: _pairs_settings(run, maker),
+            lambda run: _pairs(run, maker, target, name),
+            wanted,
+        )
+
+    own = stage("pairs", "pairs.jsonl", lambda recipe: _makes(recipe) and recipe.pairs.maker == maker)
+    return own, stage(set_stage(maker), f"{SETS}/{maker}/pairs.jsonl", _makes)
+
+
+def set_stage(maker: Maker) -> str:
+    """The stage that makes a maker's set beside the run's own pairs."""
+    return f"pairs:{maker}"
 
 
 def _given_settings(run: RunContext) -> dict[str, Any]:
@@ -271,6 +373,13 @@ def _given_settings(run: RunContext) -> dict[str, Any]:
 
 _TRAINING = ("prompts.jsonl", "unstyled-prompts.jsonl")
 _ANSWERS = ("answers.jsonl", "unstyled-answers.jsonl")
+_MADE_OF: dict[Maker, tuple[str, ...]] = {
+    "clair": _ANSWERS,
+    "stronger": ("answers.jsonl",),
+    "on_policy": ("answers.jsonl", MORE, CANDIDATES),
+    "off_policy": ("prompts.jsonl", CANDIDATES),
+}
+"""What each maker's rows are read from."""
 _HELDOUT = ("evals/prompts.jsonl", "evals/general-prompts.jsonl")
 _BASELINE = ("evals/before.jsonl", "evals/general.jsonl")
 _EVALS = (
@@ -290,9 +399,27 @@ STAGES: tuple[Stage, ...] = (
         "the policy answers the training prompts",
         _TRAINING,
         _ANSWERS,
-        lambda run: _model_settings(run, "sample"),
+        _sample_settings,
         _sample,
         _samples,
+    ),
+    Stage(
+        "resample",
+        "the policy answers the training prompts again",
+        ("prompts.jsonl",),
+        (MORE,),
+        lambda run: _sample_settings(run) | {"samples": run.recipe.pairs.samples},
+        _resample,
+        _samples,
+    ),
+    Stage(
+        "answers",
+        "read the given answers",
+        (),
+        ("answers.jsonl", CANDIDATES, *_HELDOUT),
+        _answers_settings,
+        _given_answers,
+        lambda recipe: _makes(recipe) and recipe.pairs.answers is not None,
     ),
     Stage(
         "given",
@@ -301,7 +428,7 @@ STAGES: tuple[Stage, ...] = (
         ("pairs.jsonl", "evals/given-pairs.jsonl", *_HELDOUT),
         _given_settings,
         _given_pairs,
-        lambda recipe: not _samples(recipe),
+        lambda recipe: not _makes(recipe),
     ),
     Stage(
         "baseline",
@@ -312,15 +439,7 @@ STAGES: tuple[Stage, ...] = (
         _baseline,
         lambda recipe: recipe.model is not None,
     ),
-    Stage(
-        "pairs",
-        "answers become pairs",
-        _ANSWERS,
-        ("pairs.jsonl",),
-        _pairs_settings,
-        _pairs,
-        _samples,
-    ),
+    *(stage for maker in MAKERS for stage in _pair_stages(maker)),
     Stage(
         "measure",
         "how contrastive the pairs are",
@@ -347,6 +466,13 @@ STAGES: tuple[Stage, ...] = (
         _report,
     ),
 )
+
+
+def asks_models(stage: Stage, recipe: Recipe) -> bool:
+    """Whether the stage asks endpoints, some of which may have failed."""
+    if stage.name in {"sample", "resample"}:
+        return recipe.llm.policy is not None
+    return stage.name.startswith("pairs")
 
 
 def rivals(stage: Stage) -> list[Stage]:

@@ -59,11 +59,11 @@ def build_card(data: ReportData, *, saved: Saved | None, merged: bool = False) -
 
     """
     recipe = _recipe(data)
-    base, given = _base(recipe.get("model")), mapping(recipe.get("pairs")).get("file")
+    base, given = base_model(recipe.get("model")), mapping(recipe.get("pairs")).get("file")
     system = None if given else mapping(recipe.get("prompts")).get("system")
     summary, style = mapping(data.summary), mapping(data.style)
     return (
-        _environment()
+        environment()
         .get_template("card.md.j2")
         .render(
             front=_front_matter(saved, base, summary.get("objective")),
@@ -79,7 +79,7 @@ def build_card(data: ReportData, *, saved: Saved | None, merged: bool = False) -
             # a Python literal: it keeps to one line and shows what hides or reorders text as escapes
             system=Markup(repr(system)) if isinstance(system, str) else None,  # noqa: S704 - stands in a code fence
             settings=list(_settings(recipe, ("train", "eval") if given else ("sample", "train", "eval"))),
-            dropped=_dropped(data),
+            dropped=dropped_rows(data),
             seconds=sum(s for s in mapping(summary.get("seconds")).values() if is_number(s)) or None,
             saved=saved,
             merged=merged,
@@ -108,7 +108,8 @@ class _Base(NamedTuple):
     kind: Literal["hub", "embedded", "local"]
 
 
-def _base(model: Any) -> _Base | None:
+def base_model(model: Any) -> _Base | None:
+    """What a reader may know of a model, of which the recipe gives the id."""
     if not isinstance(model, str):
         return None
     if model.startswith(PREFIX):
@@ -170,7 +171,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _dropped(data: ReportData) -> list[tuple[str, str, int]]:
+def dropped_rows(data: ReportData) -> list[tuple[str, str, int]]:
     """Stage, kind and count of the rows that fell out; the commonest of a stage first."""
     counts = Counter((str(row.get("stage", "")), str(row.get("kind", ""))) for row in data.failures or ())
     ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
@@ -184,7 +185,8 @@ def _interval(share: Mapping[str, Any]) -> str:
     return f"{number(100 * low, 1)}–{percent(high, digits=1)}"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the cards' Markdown templates: every text is one line and escaped, every gap is shown as one."""
     environment = Environment(
         loader=PackageLoader("anchorline.report"),
         autoescape=False,  # noqa: S701 - Markdown: _printed escapes every expression

@@ -90,6 +90,40 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str, medi
     return _svg(parts, label)
 
 
+class Outline(NamedTuple):
+    """The distribution of one set: the colour class that the page's style sheet gives it, and its bars."""
+
+    colour: str
+    counts: Sequence[int]
+    median: float | None = None
+
+
+def outlines(edges: Sequence[float], sets: Sequence[Outline], *, label: str) -> Markup:
+    """Distributions over one another, as the outlines of their bars: the share of each set between each two edges.
+
+    Shares and not counts, so that sets of different size compare; a dashed line at each median.
+    """
+    drawn = [one for one in sets if len(one.counts) == len(edges) - 1 and sum(one.counts)]
+    if len(edges) < 2 or not drawn or not all(map(is_number, edges)) or not edges[-1] > edges[0]:
+        return Markup("")
+    highest = max(max(one.counts) / sum(one.counts) for one in drawn)
+    y_ticks = ticks(0, highest, about=4)
+    x_scale, y_scale = _Scale(edges[0], edges[-1], LEFT, RIGHT), _Scale(0, y_ticks[-1], BOTTOM, TOP)
+    x_ticks = [x for x in ticks(edges[0], edges[-1], about=5) if edges[0] <= x <= edges[-1]]
+    parts = [*_y_axis(y_ticks, y_scale, percent=True), *_x_axis(x_ticks, x_scale)]
+    for one in drawn:
+        points = [(edges[0], 0.0)]
+        for left, right, count in zip(edges, edges[1:], one.counts, strict=False):
+            points += [(left, count / sum(one.counts)), (right, count / sum(one.counts))]
+        points.append((edges[-1], 0.0))
+        at = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
+        parts.append(f'<polyline class="outline {one.colour}" points="{at}"/>')
+        if one.median is not None and is_number(one.median) and edges[0] <= one.median <= edges[-1]:
+            x = f"{x_scale(one.median):.1f}"
+            parts.append(f'<line class="middle {one.colour}" x1="{x}" x2="{x}" y1="{TOP}" y2="{BOTTOM}"/>')
+    return _svg(parts, label)
+
+
 def interval_plot(before: Mapping[str, Any], after: Mapping[str, Any], *, label: str) -> Markup:
     """Two shares on one scale of 0 to 100 %: a dot with its interval as a line, before above after."""
     scale = _Scale(0, 1, 6, 194)

@@ -70,7 +70,7 @@ def write_report(run_folder: Path) -> Path:
 def build_report(data: ReportData) -> str:
     """The whole page. The same data give the same page, byte for byte."""
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             data=data,
@@ -100,7 +100,8 @@ def choose_samples(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return [*_spread(kept, KEPT_SAMPLES), *_spread(failed, FAILED_SAMPLES)]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the report's HTML templates: every text is escaped and made visible, every gap is shown as one."""
     environment = Environment(
         loader=PackageLoader("anchorline.report"),
         autoescape=True,

@@ -1,0 +1,144 @@
+"""`anchorline cache`: what a run's models replied: counted, explained, thrown away.
+
+>>> from anchorline.cli.cache import cache
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anchorline.cli.options import Json
+from anchorline.cli.show import exit_code
+
+cache = typer.Typer(
+    help="The request cache of a run: every reply that was paid for.", no_args_is_help=True, rich_markup_mode="rich"
+)
+
+Where = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the cache file itself.")]
+
+
+@cache.command("stats")
+def show_stats(where: Where, as_json: Json = False) -> None:
+    """Count requests, tokens and dollars, by model and by what they were for.
+
+    [bold]Examples[/bold]
+
+      anchorline cache stats runs/harbour
+    """
+
+    def call() -> None:
+        from anchorline.llm.upkeep import stats
+
+        found = stats(_file(where))
+        if as_json:
+            print(json.dumps(_plain(found), ensure_ascii=False))
+            return
+        failed = ", ".join(f"{count} {kind}" for kind, count in found.failed.items()) or "none"
+        print(f"{found.rows} requests: {found.answered} answered ({found.cut} of them cut), failed: {failed}")
+        for title, groups in (("for", found.paid_by_stage), ("model", found.paid_by_model)):
+            for name, paid in groups.items():
+                usd = "price unknown" if paid.usd is None else f"{paid.usd:.4f} USD"
+                print(
+                    f"  {title} {name}: {paid.calls} calls, {paid.prompt_tokens} prompt and {paid.completion_tokens} reply "
+                    f"tokens, {usd}"
+                )
+        print(f"{found.bytes / 2**20:.1f} MiB")
+
+    raise typer.Exit(exit_code(call))
+
+
+@cache.command("explain")
+def show_explanation(
+    where: Where,
+    request: Annotated[
+        str,
+        typer.Argument(
+            help="A request's key or its first 8 digits or more, or a JSON file with messages and settings."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="The model that is asked, where REQUEST is a file.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say why a request is no hit: the stored ones that come nearest, and what differs.
+
+    A file holds {"messages": [{"role": …, "content": …}], "max_tokens": 512} and, where they are not the defaults,
+    temperature, top_p, index, schema.
+
+    [bold]Examples[/bold]
+
+      anchorline cache explain runs/harbour request.json --model gpt-4o-mini
+    """
+
+    def call() -> None:
+        from anchorline.llm.explain import explain
+
+        asked = _request(Path(request)) if Path(request).is_file() else request
+        found = explain(_file(where), asked, model=model)
+        print(json.dumps(_plain(found), ensure_ascii=False) if as_json else found.text)
+
+    raise typer.Exit(exit_code(call))
+
+
+@cache.command("prune")
+def throw_away(
+    where: Where,
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", min=0, help="Requests of more days ago.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Requests to this model.", show_default=False)] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Requests that failed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete requests for which all given conditions hold. What was paid stays counted.
+
+    [bold]Examples[/bold]
+
+      anchorline cache prune runs/harbour --older-than 30
+
+      anchorline cache prune runs/harbour --model gpt-4o-mini --failed
+    """
+
+    def call() -> None:
+        from anchorline.llm.upkeep import prune
+
+        age = None if older_than is None else timedelta(days=older_than)
+        count = prune(_file(where), older_than=age, model=model, failed=failed)
+        print(json.dumps({"deleted": count}) if as_json else f"{count} requests deleted")
+
+    raise typer.Exit(exit_code(call))
+
+
+def _file(where: str) -> Path:
+    path = Path(where)
+    return path / "requests.sqlite" if path.is_dir() else path
+
+
+def _request(file: Path) -> Any:
+    from anchorline.data import read_json
+    from anchorline.errors import DataError
+    from anchorline.llm.types import Request
+    from anchorline.types import Message
+
+    value = read_json(file)
+    try:
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in value["messages"])
+        rest = {key: value[key] for key in ("temperature", "top_p", "index", "schema") if key in value}
+        return Request(messages, int(value["max_tokens"]), **rest)
+    except (KeyError, TypeError, ValueError):
+        raise DataError('expected {"messages": [{"role": …, "content": …}], "max_tokens": 512, …}', file=file) from None
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as JSON objects."""
+    if hasattr(value, "_asdict"):
+        return {key: _plain(inner) for key, inner in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

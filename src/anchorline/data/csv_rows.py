@@ -1,0 +1,86 @@
+r"""Rows of a CSV file: commas, a header, UTF-8, quoted fields that may hold line breaks (RFC 4180).
+
+An empty cell is a missing value. A cell that holds a list of messages as JSON is read as one, since a conversation
+taken for one long user turn would be trained on without anybody noticing.
+
+>>> import tempfile
+>>> file = Path(tempfile.mkdtemp()) / "prompts.csv"
+>>> _ = file.write_text('id,prompt\n7,"Hello,\nwhere is it?"\n8,Thanks,too much\n')
+>>> (line, row), (other, problem) = csv_rows(file)
+>>> line, row
+(2, {'id': '7', 'prompt': 'Hello,\nwhere is it?'})
+>>> other, problem.line
+(4, 4)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from anchorline.data.jsonl import opened
+from anchorline.errors import DataError
+
+_LONGEST_CELL = 2**31 - 1  # the module's own limit, 128 KiB, is less than a long conversation
+
+
+def csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """Line on which each row begins, with the row; a row with too few or too many cells comes as its DataError."""
+    with opened(path) as file:
+        csv.field_size_limit(_LONGEST_CELL)
+        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+        line = 1
+        try:
+            names = _header(next(reader, None), path)
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:  # a blank line is no row
+                    yield line, _row(names, cells, path, line)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"is not CSV that can be read: {error}", file=path, line=line) from None
+        except UnicodeDecodeError as error:
+            # the decoder reads ahead of the rows, so the line is not known
+            raise DataError(f"is not UTF-8 ({error.reason}); save it as UTF-8", file=path) from None
+
+
+def _header(names: list[str] | None, path: str | Path) -> list[str]:
+    names = [name.strip() for name in names or ()]
+    if not names:
+        raise DataError("is empty, expected a header with the names of the columns", file=path, line=1)
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        raise DataError(
+            f"the header is one column, {names[0][:60]!r}; expected commas between columns", file=path, line=1
+        )
+    if not all(names) or len(set(names)) < len(names):
+        raise DataError(
+            f"the header is {', '.join(names)}; expected a name of its own for each column", file=path, line=1
+        )
+    return names
+
+
+def _row(names: list[str], cells: list[str], path: str | Path, line: int) -> dict[str, Any] | DataError:
+    if len(cells) != len(names):
+        return DataError(f"has {len(cells)} cells, expected {len(names)} ({', '.join(names)})", file=path, line=line)
+    return {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+
+
+def _value(cell: str) -> Any:
+    if not cell.strip():
+        return None
+    if cell.lstrip()[0] == "[":
+        try:
+            value = json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(v, dict) and "role" in v and "content" in v for v in value)
+        ):
+            return value
+    return cell

@@ -1,0 +1,44 @@
+"""A model's thinking told apart from what it says: `<think>` blocks, which hold drafts that nobody meant as an answer.
+
+A block that never closes is thinking to the end. A closing tag alone closes a block that the chat template had opened.
+
+>>> without_thinking("<think>Maybe B.</think>A.")
+Spoken(text='A.', thought='Maybe B.')
+>>> without_thinking("Maybe B.</think>A.").text
+'A.'
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+TAG = re.compile(r"<(?P<close>/?)think(?:ing)?>|\[(?P<closed>/?)THINK\]", re.IGNORECASE)
+"""An opening or closing tag."""
+
+
+class Spoken(NamedTuple):
+    """What a model said, and what it thought before."""
+
+    text: str
+    thought: str
+
+
+def without_thinking(text: str) -> Spoken:
+    """One pass over the tags; the text between blocks stays as it is."""
+    said: list[str] = []
+    thought: list[str] = []
+    position, inside = 0, False
+    for tag in TAG.finditer(text):
+        piece = text[position : tag.start()]
+        closes = bool(tag["close"] or tag["closed"])
+        if inside:
+            thought.append(piece)
+        elif closes:
+            thought += [*said, piece]
+            said.clear()
+        else:
+            said.append(piece)
+        position, inside = tag.end(), not closes
+    (thought if inside else said).append(text[position:])
+    return Spoken("".join(said), "".join(thought))

@@ -1,0 +1,274 @@
+"""The batch interface of OpenAI-compatible endpoints: half the price, answers within a day, resumed by batch id.
+
+Replies land in the request cache under the keys that a direct call would have, so whatever asks afterwards finds hits.
+The uploaded file's id is written down before the batch is made, and the batch's id after: a process that was killed
+between the two finds its batch again in the endpoint's list, so nothing is ordered twice.
+
+>>> async def example(endpoint, cache, requests):
+...     return await run_batch(endpoint, requests, cache, run="r1", settings=settings)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from anchorline.errors import BadReply, BudgetReached, ConnectionLost, EndpointError, EndpointTimeout, KeyRefused
+from anchorline.llm.budget import Amount, Budget, worst_case
+from anchorline.llm.cache import RequestCache, is_hit, make_record
+from anchorline.llm.costs import Ledger
+from anchorline.llm.keys import messages_json, read_messages, request_key, settings_json
+from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body, retry_after
+from anchorline.llm.prices import BATCH_SHARE, find_price
+from anchorline.llm.settings import EndpointSettings, Prices
+from anchorline.llm.types import Reply, Request
+
+POLL = 30.0
+MOST_REQUESTS = 50_000
+MOST_BYTES = 150 << 20
+"""OpenAI takes 50,000 requests and 200 MB a file."""
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+class BatchResult(NamedTuple):
+    """What came of a batch run. `unanswered` were in a batch that ended without them: ask again."""
+
+    batches: tuple[str, ...]
+    hits: int
+    answered: int
+    failed: int
+    unanswered: int
+
+
+class _Line(NamedTuple):
+    key: str
+    request: Request
+    body: bytes
+    worst: Amount
+
+
+async def run_batch(
+    endpoint: OpenAIEndpoint,
+    requests: Sequence[Request],
+    cache: RequestCache,
+    *,
+    run: str,
+    settings: EndpointSettings,
+    ledger: Ledger | None = None,
+    budget: Budget | None = None,
+    retry_failed: bool = False,
+    poll: float = POLL,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> BatchResult:
+    """Collect what was ordered before, order the rest, and wait for it.
+
+    Raises:
+        BudgetReached: not even one more request's worst case fits the budget; what was ordered is collected first.
+        EndpointError, KeyRefused: the endpoint did not take or give a file; running again goes on from there.
+
+    """
+    order = _Order(endpoint, cache, run, settings, ledger or Ledger(), budget, poll, sleep)
+    await order.collect_all()
+    lines, hits = order.missing(requests, retry_failed=retry_failed)
+    unanswered = 0
+    while lines:
+        chunk = order.fitting(lines)
+        await order.submit(chunk)
+        unanswered += await order.collect_all()
+        lines = lines[len(chunk) :]
+    return BatchResult(tuple(order.ids), hits, order.answered, order.failed, unanswered)
+
+
+class _Order:
+    def __init__(
+        self,
+        endpoint: OpenAIEndpoint,
+        cache: RequestCache,
+        run: str,
+        settings: EndpointSettings,
+        ledger: Ledger,
+        budget: Budget | None,
+        poll: float,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._endpoint, self._cache, self._run, self._settings = endpoint, cache, run, settings
+        self._ledger, self._budget, self._poll, self._sleep = ledger, budget, poll, sleep
+        full = find_price(settings)
+        self._price = full and Prices(input=full.input * BATCH_SHARE, output=full.output * BATCH_SHARE)
+        self.ids: list[str] = []
+        self.answered = self.failed = 0
+
+    def missing(self, requests: Sequence[Request], *, retry_failed: bool) -> tuple[list[_Line], int]:
+        """What the cache does not hold, each once, and how many requests it does hold."""
+        lines: dict[str, _Line] = {}
+        hits = 0
+        for request in requests:
+            key = request_key(self._endpoint.model, request, self._settings.extra_body)
+            stored = self._cache.get(key)
+            if stored is not None and is_hit(stored, request.max_tokens, retry_failed=retry_failed):
+                hits += 1
+                continue
+            before = lines.get(key)
+            if before is None or before.request.max_tokens < request.max_tokens:
+                body = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions"}
+                text = json.dumps(body | {"body": request_body(self._settings, request)}) + "\n"
+                lines[key] = _Line(key, request, text.encode(), worst_case(request, self._price))
+        return list(lines.values()), hits
+
+    def fitting(self, lines: list[_Line]) -> list[_Line]:
+        """As many of the first lines as one file and the budget take."""
+        size, tokens, usd = 0, 0, 0.0
+        for i, line in enumerate(lines[:MOST_REQUESTS]):
+            size, tokens, usd = size + len(line.body), tokens + line.worst.tokens, usd + line.worst.usd
+            over = self._budget is not None and not self._budget.has_room(Amount(tokens, usd))
+            if over and i == 0:
+                assert self._budget is not None
+                raise BudgetReached(self._budget.explain(line.worst))
+            if i and (over or size > MOST_BYTES):
+                return lines[:i]
+        return lines[:MOST_REQUESTS]
+
+    async def submit(self, lines: list[_Line]) -> None:
+        """Upload a file and make a batch of it, with a note before and after."""
+        content = b"".join(line.body for line in lines)
+        async with self._talking():
+            uploaded = await self._endpoint.client.files.create(file=("requests.jsonl", content), purpose="batch")
+        rows = [
+            (
+                line.key, uploaded.id, messages_json(line.request.messages),
+                settings_json(line.request, self._settings.extra_body), line.request.max_tokens, line.request.stage,
+                line.request.row.encode(errors="replace").decode(),
+            )
+            for line in lines
+        ]  # fmt: skip
+
+        def note(db: Any) -> None:
+            values = (uploaded.id, None, self._run, self._endpoint.model, "uploaded", time.time())
+            db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", values)
+            db.executemany("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+        await self._cache.on_disk(note)
+        await self._create(uploaded.id)
+
+    async def collect_all(self) -> int:
+        """Wait for every batch of this run that is not collected yet; gives the requests that were not answered."""
+        query = "SELECT file, id FROM batches WHERE run = ? AND model = ? AND state != 'collected' ORDER BY at"
+        unanswered = 0
+        for file, known in self._cache.read(query, (self._run, self._endpoint.model)):
+            batch = known or await self._find(file) or await self._create(file)
+            unanswered += await self._collect(file, batch)
+        return unanswered
+
+    async def _create(self, file: str) -> str:
+        async with self._talking():
+            made = await self._endpoint.client.batches.create(
+                input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        await self._note_id(file, made.id)
+        return made.id
+
+    async def _find(self, file: str) -> str | None:
+        """The batch that was made of a file by a process that was killed before it could write that down."""
+        async with self._talking():
+            async for batch in self._endpoint.client.batches.list(limit=100):
+                if batch.input_file_id == file:
+                    await self._note_id(file, batch.id)
+                    return batch.id
+        return None
+
+    async def _note_id(self, file: str, batch: str) -> None:
+        values = (batch, file)
+        await self._cache.on_disk(
+            lambda db: db.execute("UPDATE batches SET id = ?, state = 'made' WHERE file = ?", values)
+        )
+
+    async def _collect(self, file: str, name: str) -> int:
+        self.ids.append(name)
+        while True:
+            async with self._talking():
+                batch = await self._endpoint.client.batches.retrieve(name)
+            if batch.status in ENDED:
+                break
+            await self._sleep(self._poll)
+        rows = self._cache.read("SELECT * FROM waiting WHERE file = ?", (file,))
+        waiting = {row[0]: row for row in rows}
+        for result in (batch.output_file_id, batch.error_file_id):
+            if result:
+                async with self._talking():
+                    content = await self._endpoint.client.files.content(result)
+                for line in content.content.splitlines():
+                    await self._take(line, waiting)
+
+        def finish(db: Any) -> None:
+            db.execute("DELETE FROM waiting WHERE file = ?", (file,))
+            db.execute("UPDATE batches SET state = 'collected' WHERE file = ?", (file,))
+
+        await self._cache.on_disk(finish)
+        return len(waiting)
+
+    async def _take(self, line: bytes, waiting: dict[str, Any]) -> None:
+        """Put one result into the cache. A line that names no request that waits is not ours, or was taken already."""
+        try:
+            result = json.loads(line)
+            key = result["custom_id"]
+        except (ValueError, LookupError, TypeError):
+            return  # its request stays unanswered and is asked again
+        if key not in waiting:
+            return
+        _, _, messages, settings, max_tokens, stage, row = waiting.pop(key)
+        request = Request(read_messages(messages), max_tokens, row=row, stage=stage)
+        outcome = self._outcome(result)
+        if isinstance(outcome, KeyRefused):
+            raise outcome
+        record, payment = make_record(
+            key, self._endpoint.model, messages, settings, request, outcome,
+            run=self._run, attempts=1, seconds=0.0, price=self._price,
+        )  # fmt: skip
+        known = self._cache.get(key)
+        if payment is not None and known is not None and known.error is None and known.max_tokens >= max_tokens:
+            return  # taken by a process that was killed before it could finish this batch
+        await self._cache.put(record, payment)
+        if payment is None:
+            self.failed += 1
+            self._ledger.failed(stage)
+            return
+        self.answered += 1
+        prompt, completion, usd = payment.prompt_tokens, payment.completion_tokens, payment.usd
+        self._ledger.paid(stage, prompt, completion, usd=usd, guessed=payment.guessed)
+        if self._budget is not None:
+            self._budget.pay(Amount(prompt + completion, usd or 0.0))
+
+    def _outcome(self, result: Any) -> Reply | EndpointError | KeyRefused:
+        url = self._settings.urls[0]
+        response = result.get("response") or {}
+        status, body = response.get("status_code"), response.get("body")
+        if status == 200:
+            try:
+                return reply_of(body)
+            except BadReply as error:
+                return error
+        said = result.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
+        message = self._endpoint.hide(str(said.get("message") if isinstance(said, dict) else said))
+        return error_of_status(status if isinstance(status, int) else 500, message, url=url, settings=self._settings)
+
+    @asynccontextmanager
+    async def _talking(self) -> AsyncIterator[None]:
+        """Inside, the client's errors become ours."""
+        import openai
+
+        url = self._settings.urls[0]
+        try:
+            yield
+        except openai.APITimeoutError:
+            raise EndpointTimeout(f"{url} gave no answer within {self._settings.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise ConnectionLost(f"{url}: {self._endpoint.hide(str(error.__cause__ or error))}") from None
+        except openai.APIStatusError as error:
+            raise error_of_status(
+                error.status_code, self._endpoint.hide(error.message), url=url, settings=self._settings,
+                retry_after=retry_after(error.response.headers),
+            ) from None  # fmt: skip

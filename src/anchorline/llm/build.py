@@ -1,0 +1,64 @@
+"""An endpoint as its settings ask for it, from the inside out: the model, the pool, the budget, the cache.
+
+What the cache holds costs neither a slot nor money, so the cache stands outside. The pool bounds and retries what is paid,
+so it stands inside the budget: a request's worst case is set aside once, however often it is tried.
+
+>>> async def example():
+...     with RequestCache("requests.sqlite") as cache:
+...         async with build(EndpointSettings(model="gpt-4o-mini"), cache=cache, run="r1") as endpoint:
+...             return await endpoint.complete(Request((), max_tokens=8))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from anchorline.llm.budget import Budget, Metered
+from anchorline.llm.cache import CachedEndpoint, RequestCache
+from anchorline.llm.costs import Ledger
+from anchorline.llm.local_endpoint import LocalEndpoint
+from anchorline.llm.openai_http import OpenAIEndpoint
+from anchorline.llm.pool import Pool
+from anchorline.llm.prices import find_price
+from anchorline.llm.settings import EndpointSettings
+from anchorline.llm.types import Endpoint
+
+
+@asynccontextmanager
+async def build(
+    settings: EndpointSettings,
+    *,
+    cache: RequestCache | None = None,
+    run: str = "",
+    ledger: Ledger | None = None,
+    budget: Budget | None = None,
+    retry_failed: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> AsyncIterator[Endpoint]:
+    """The whole endpoint, closed at the end. `ledger` and `budget` are shared by all endpoints of a run.
+
+    Raises:
+        UserError: the key is missing, a limit of money lacks a price, or a local model is not there.
+
+    """
+    ledger = ledger or Ledger()
+    price = find_price(settings)
+    inner = LocalEndpoint(settings) if settings.runs_here else OpenAIEndpoint(settings, environ=environ)
+    async with inner:
+        # in process, the batch is the bound and nothing throttles
+        pooled: Endpoint = inner if settings.runs_here else Pool(inner, settings)
+        metered = Metered(pooled, ledger=ledger, budget=budget, price=price)
+        if cache is None:
+            yield metered
+        else:
+            yield CachedEndpoint(
+                metered,
+                cache,
+                run=run,
+                retry_failed=retry_failed,
+                extra_body={} if settings.runs_here else settings.extra_body,
+                price=price,
+                ledger=ledger,
+            )

@@ -1,0 +1,293 @@
+"""A model behind HTTP, at any endpoint that speaks OpenAI's chat interface. One call is one call: retries are the pool's.
+
+Several base URLs of one model share the load: the one with the fewest calls in flight goes first, and one that fails a few
+times in a row is left out for a while. The API key is read from the environment once, and stands in no message.
+
+>>> async def example():
+...     async with OpenAIEndpoint(EndpointSettings(model="m", base_url="http://127.0.0.1:8000/v1")) as endpoint:
+...         return await endpoint.complete(Request((Message("user", "Hi"),), max_tokens=8))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from anchorline.errors import (
+    BadReply,
+    ConnectionLost,
+    EndpointError,
+    EndpointTimeout,
+    KeyRefused,
+    RequestRefused,
+    ServerError,
+    Throttled,
+    UserError,
+)
+from anchorline.llm.settings import OPENAI_KEY, OPENAI_URL, EndpointSettings
+from anchorline.llm.types import Finish, Reply, Request
+from anchorline.types import Message
+
+if TYPE_CHECKING:
+    import openai
+
+__all__ = ["Message", "OpenAIEndpoint", "error_of_status", "key_for", "reply_of", "request_body"]
+
+NO_KEY = "none"
+"""The client wants some key, also for a server that wants none."""
+CALLS_A_CLIENT, MOST_CLIENTS = 8, 32
+"""A client looks at each of its idle connections at each call; several clients with few each take half the time."""
+FAILURES = 3
+LEFT_OUT = 15.0
+LONGEST_OUT = 300.0
+FINISH: dict[str | None, Finish] = {"length": "length", "content_filter": "filter"}
+"""What the endpoint calls it, where it is no plain stop."""
+SHOWN = 300
+
+
+class _Server:
+    """One base URL: its clients, which take turns, its load, and until when it is left out."""
+
+    def __init__(self, url: str, clients: list[openai.AsyncOpenAI]) -> None:
+        self.url, self.clients, self.turns = url, clients, itertools.cycle(clients)
+        self.in_flight = self.failures = self.times_out = 0
+        self.out_until = 0.0
+
+
+class OpenAIEndpoint:
+    """See the module. `environ` is where the key is looked up."""
+
+    def __init__(self, settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ) -> None:
+        import httpx2
+        import openai  # takes a second, and nothing but calls needs it
+
+        self._settings = settings
+        self._keys: list[str] = []
+        self._servers: list[_Server] = []
+        trusted = httpx2.create_ssl_context()  # reading the certificates is slow: once for all
+        for url in settings.urls:
+            key = key_for(settings, url, environ)
+            self._keys += [key] if key else []
+            clients = [
+                openai.AsyncOpenAI(
+                    api_key=key or NO_KEY, base_url=url, timeout=settings.timeout, max_retries=0,
+                    http_client=openai.DefaultAsyncHttpxClient(
+                        verify=trusted, limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+                    ),
+                )
+                for _ in range(min(MOST_CLIENTS, math.ceil(settings.max_concurrency / CALLS_A_CLIENT)))
+            ]  # fmt: skip
+            self._servers.append(_Server(url, clients))
+
+    def __repr__(self) -> str:
+        return f"OpenAIEndpoint({self.model!r}, {list(self._settings.urls)!r})"
+
+    @property
+    def model(self) -> str:
+        return self._settings.model
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The client of the first URL, for the batch interface."""
+        return self._servers[0].clients[0]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for server in self._servers:
+            for client in server.clients:
+                await client.close()
+
+    async def complete(self, request: Request) -> Reply:
+        server = self._pick()
+        server.in_flight += 1
+        try:
+            reply = await self._ask(server, request)
+        except EndpointError as error:
+            self._note(server, error)
+            raise
+        finally:
+            server.in_flight -= 1
+        server.failures = server.times_out = 0
+        return reply
+
+    def hide(self, text: str) -> str:
+        """The text without any of the keys, on one line, bounded."""
+        for key in self._keys:
+            text = text.replace(key, "…")
+        return readable_text(" ".join(text.split()))[:SHOWN]
+
+    async def _ask(self, server: _Server, request: Request) -> Reply:
+        import httpx2
+        import openai
+
+        body = request_body(self._settings, request)
+        try:
+            # the client's timeout is for each read; this one is for the whole call
+            async with asyncio.timeout(self._settings.timeout):
+                response = await next(server.turns).post("/chat/completions", cast_to=httpx2.Response, body=body)
+        except (TimeoutError, openai.APITimeoutError):
+            raise EndpointTimeout(
+                f"{server.url} gave no answer within {self._settings.timeout:g} s; raise `timeout` if it is that slow"
+            ) from None
+        except openai.APIStatusError as error:
+            raise error_of_status(
+                error.status_code, self.hide(error.message), url=server.url, settings=self._settings,
+                retry_after=retry_after(error.response.headers),
+            ) from None  # fmt: skip
+        except openai.APIConnectionError as error:
+            raise ConnectionLost(f"{server.url}: {self.hide(str(error.__cause__ or error))}") from None
+        except UnicodeEncodeError:
+            raise RequestRefused("the messages hold half a surrogate pair, which is no text that can be sent") from None
+        try:
+            return reply_of(json.loads(response.content))
+        except (BadReply, ValueError) as error:
+            raise BadReply(f"{server.url} answered with what is no chat completion ({self.hide(str(error))})") from None
+
+    def _pick(self) -> _Server:
+        now = asyncio.get_running_loop().time()
+        there = [server for server in self._servers if server.out_until <= now]
+        # with none left, the one that comes back first is as good as any
+        return min(there, key=lambda s: s.in_flight) if there else min(self._servers, key=lambda s: s.out_until)
+
+    def _note(self, server: _Server, error: EndpointError) -> None:
+        if len(self._servers) == 1:
+            return
+        now = asyncio.get_running_loop().time()
+        if isinstance(error, Throttled):
+            if error.retry_after is not None:
+                server.out_until = max(server.out_until, now + error.retry_after)
+                if any(other.out_until <= now for other in self._servers):
+                    error.retry_after = None  # the others need not wait for this one
+        elif not isinstance(error, RequestRefused):
+            server.failures += 1
+            if server.failures >= FAILURES:
+                server.failures = 0
+                server.out_until = now + min(LONGEST_OUT, LEFT_OUT * 2**server.times_out)
+                server.times_out += 1
+
+
+def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) -> str:
+    """The API key for a URL, or "" where none is set and none is needed.
+
+    Raises:
+        UserError: OpenAI's own endpoint needs a key and there is none.
+
+    """
+    if settings.api_key_env == OPENAI_KEY and url.startswith("http://"):
+        return ""  # it is of no use there, and anybody on the way could read it
+    key = environ.get(settings.api_key_env, "").strip()
+    if not key and (url == OPENAI_URL or settings.api_key_env != OPENAI_KEY):
+        raise UserError(
+            f"the environment variable {settings.api_key_env} is not set; {url} needs an API key in it for the model "
+            f"{settings.model}"
+        )
+    return key
+
+
+def request_body(settings: EndpointSettings, request: Request) -> dict[str, Any]:
+    """What is sent. OpenAI's newer models take the limit only under its newer name, other servers the older one."""
+    limit = "max_completion_tokens" if settings.urls == (OPENAI_URL,) else "max_tokens"
+    body: dict[str, Any] = {
+        "model": settings.model,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        limit: request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        **settings.extra_body,
+    }
+    if request.schema is not None:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "schema": dict(request.schema), "strict": True},
+        }
+    return body
+
+
+def reply_of(completion: Any) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        BadReply: it has no choice or no text.
+
+    """
+    try:
+        choice = completion["choices"][0]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+    except (TypeError, LookupError, AttributeError):
+        raise BadReply("it has no choices") from None
+    if text is None and finish == "content_filter":
+        text = ""
+    if not isinstance(text, str):
+        raise BadReply("its message has no text")
+    usage = completion.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    model = completion.get("model")
+    return Reply(
+        readable_text(text),
+        FINISH.get(finish if isinstance(finish, str) else None, "stop"),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        model if isinstance(model, str) else "",
+    )
+
+
+def error_of_status(
+    status: int, message: str, *, url: str, settings: EndpointSettings, retry_after: float | None = None
+) -> EndpointError | KeyRefused:
+    """The error for an HTTP status; `message` holds no key."""
+    if status in {401, 403}:  # some servers repeat the key in what they say, so none of it is repeated here
+        return KeyRefused(
+            f"{url} refused the API key ({status}); it was taken from the environment variable {settings.api_key_env}: "
+            "check it there, or name another in api_key_env"
+        )
+    text = f"{url}: {message}"
+    if status == 429 or (status == 503 and retry_after is not None):
+        return Throttled(text, retry_after=retry_after)
+    if status in {408, 504}:
+        return EndpointTimeout(text)
+    if status >= 500 or status in {409, 425}:
+        return ServerError(text)
+    return RequestRefused(text)
+
+
+def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """The seconds to wait that a response names, in any of the ways in use."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) / unit
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
+            except (ValueError, OverflowError):
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def readable_text(text: str) -> str:
+    """The text, with half surrogate pairs (which JSON may hold and no file can) replaced."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

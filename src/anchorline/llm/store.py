@@ -1,0 +1,163 @@
+"""The SQLite file of requests and payments: opened, checked, written in groups. It holds no key and no URL.
+
+Each answered or failed request is one row of `requests`. What was paid stands in `payments`, also where a row was
+replaced (a cut reply asked again) or pruned: so a budget still knows it. `waiting` and `batches` belong to the batch
+interface.
+
+>>> connect(":memory:").execute("SELECT count(*) FROM requests").fetchone()
+(0,)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from anchorline.errors import DataError
+
+VERSION = 1
+MARK = 0x616E6C63
+"""Tells our files from other SQLite files ("anlc")."""
+BUSY_MS = 60_000
+
+TABLES = """
+CREATE TABLE requests (
+    key TEXT PRIMARY KEY, model TEXT NOT NULL, messages TEXT NOT NULL, settings TEXT NOT NULL,
+    max_tokens INTEGER NOT NULL, error TEXT, retry_after REAL, text TEXT NOT NULL, finish TEXT, prompt_tokens INTEGER,
+    completion_tokens INTEGER, reply_model TEXT NOT NULL, attempts INTEGER NOT NULL, run TEXT NOT NULL,
+    stage TEXT NOT NULL, row TEXT NOT NULL, usd REAL, seconds REAL NOT NULL, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE payments (
+    key TEXT NOT NULL, run TEXT NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, guessed INTEGER NOT NULL, usd REAL, at REAL NOT NULL
+);
+CREATE INDEX payments_by_run ON payments (run);
+CREATE TABLE batches (
+    file TEXT PRIMARY KEY, id TEXT, run TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL
+);
+CREATE TABLE waiting (
+    key TEXT PRIMARY KEY, file TEXT NOT NULL, messages TEXT NOT NULL, settings TEXT NOT NULL,
+    max_tokens INTEGER NOT NULL, stage TEXT NOT NULL, row TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class Record(NamedTuple):
+    """A row of `requests`, in the order of its columns. `error` is an error's kind; `text` then is its message."""
+
+    key: str
+    model: str
+    messages: str
+    settings: str
+    max_tokens: int
+    error: str | None
+    retry_after: float | None
+    text: str
+    finish: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    reply_model: str
+    attempts: int
+    run: str
+    stage: str
+    row: str
+    usd: float | None
+    seconds: float
+    at: float
+
+
+class Payment(NamedTuple):
+    """A row of `payments`, in the order of its columns."""
+
+    key: str
+    run: str
+    model: str
+    stage: str
+    prompt_tokens: int
+    completion_tokens: int
+    guessed: bool
+    usd: float | None
+    at: float
+
+
+PUT = f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(Record._fields))})"  # noqa: S608
+PAY = f"INSERT INTO payments VALUES ({', '.join('?' * len(Payment._fields))})"  # noqa: S608
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Inside, SQLite's errors become one line that names the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise DataError(
+            f"the request cache cannot be used ({error}); if the disk is not full and the file not on a broken disk, "
+            "move it away and start again: its answers are then asked again",
+            file=path,
+        ) from error
+
+
+def connect(path: str | Path, *, must_exist: bool = False) -> sqlite3.Connection:
+    """Open a file, or make a new one.
+
+    Raises:
+        DataError: it is not such a file, is damaged, or was written by a newer anchorline.
+
+    """
+    if must_exist and not Path(path).is_file():
+        raise DataError("there is no such request cache; give the path of one", file=path)
+    with readable(path):
+        # several tasks use one connection, each from the thread that it was given to
+        db = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(db, path)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def write(db: sqlite3.Connection, records: list[Record], payments: list[Payment]) -> None:
+    """Write a group in one transaction."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        db.executemany(PUT, records)
+        db.executemany(PAY, payments)
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _prepare(db: sqlite3.Connection, path: str | Path) -> None:
+    db.execute("PRAGMA journal_mode = WAL")
+    # a commit survives the process at once, and the machine's loss of power after the next checkpoint
+    db.execute("PRAGMA synchronous = NORMAL")
+    version, mark = _number(db, "user_version"), _number(db, "application_id")
+    if version == 0 and mark == 0:
+        db.execute("BEGIN IMMEDIATE")  # another process may be making it at the same moment
+        try:
+            if _number(db, "user_version") == 0:
+                if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                    raise DataError("is a SQLite file of another program, not a request cache", file=path)
+                for statement in TABLES.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {MARK}")
+                db.execute(f"PRAGMA user_version = {VERSION}")
+        finally:
+            db.execute("COMMIT")
+    elif mark != MARK:
+        raise DataError("is a SQLite file of another program, not a request cache", file=path)
+    elif version > VERSION:
+        raise DataError(
+            f"was written by a newer anchorline (its format is {version}, this one reads {VERSION}): update anchorline, "
+            "or use another file",
+            file=path,
+        )
+
+
+def _number(db: sqlite3.Connection, pragma: str) -> int:
+    return int(db.execute(f"PRAGMA {pragma}").fetchone()[0])

@@ -1,0 +1,271 @@
+r"""A reviser's reply taken apart: the revision, the reasoning, and a status for every reply.
+
+>>> parse_revision(f"It lacks the date.\n{OPEN}\nIt left on Monday.\n{CLOSE}", original="It left.")
+Parsed(status='clean', text='It left on Monday.', reasoning='It lacks the date.')
+>>> parse_revision("Fine.\n**Revised answer:**\nIt left on Monday.", original="It left.").status
+'tolerated:loose_marker+no_end'
+
+A revision can be used if its status is `clean` or `tolerated:WHAT`. The others are never used as they are:
+
+    truncated        the token limit cut the reply        no_marker         no revision can be told from the reasoning
+    filtered         the endpoint withheld the text       ambiguous         several, and which one is meant is not clear
+    refused          it declines                          marker_inside     a marker stands within the revision
+    empty            nothing, or nothing but marks        bad_json          JSON that cannot be read
+    identical        the answer as it was                 self_referring    it alludes to being a revision
+
+Which of several revisions is taken: the last, if each has its end marker or if the last is another wording of the one
+before (a draft said again); a model stands by what it says last. Where the last is a small part of something else, the
+marker may as well be part of the answer, and taking either side would cut it: `ambiguous`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from anchorline.judge.thinking import TAG, without_thinking
+from anchorline.measure import jaccard, words
+from anchorline.pairs.json_reply import revision_in_json
+from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
+from anchorline.pairs.phrases import is_refusal, self_reference
+from anchorline.types import Messages
+
+__all__ = ["CLOSE", "OPEN", "Parsed", "parse_revision"]
+
+_FENCE = re.compile(r"^[ \t]{0,3}```[ \t]*([\w+-]*)[ \t\r]*$", re.MULTILINE)
+_PROSE_FENCES = ("", "text", "txt", "plaintext", "markdown", "md")
+_FENCE_AT_END = re.compile(r"\n[ \t]*```[ \t\r]*\Z")
+_RULE_AT_START = re.compile(r"\A[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\n")
+_RULE_AT_END = re.compile(r"\n[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\Z")
+_BLANK_LINES = re.compile(r"(?:[ \t\r]*\n)+")
+_MOST_OPENINGS = 10
+"""A reply with more goes round in circles."""
+_PART_OF_END = 6
+"""An end marker that breaks off is known by so many characters."""
+_SAME_LENGTH, _SAME_WORDS = 0.5, 0.3
+"""Two wordings of one answer: at least half as long, and this overlap of words (real revisions have 0.28 on average)."""
+
+
+class Parsed(NamedTuple):
+    """A reply's parts; `text` is empty where there is none, or none that is free of markers."""
+
+    status: str
+    text: str = ""
+    reasoning: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the text is a revision."""
+        return self.status == "clean" or self.status.startswith("tolerated:")
+
+
+class _Found(NamedTuple):
+    """A revision before it is looked at: how it was found is `oddities`; `status` where it was not."""
+
+    text: str = ""
+    reasoning: str = ""
+    oddities: tuple[str, ...] = ()
+    status: str = ""
+
+
+def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: Messages = ()) -> Parsed:
+    """The revision in `reply`. `original` is the answer that was to be revised, `prompt` its conversation."""
+    found = _clean(reply, original) or _tolerant(reply, original)
+    if has_marker(found.text):
+        found = found._replace(text="", status="marker_inside")
+    status = {"filter": "filtered", "length": "truncated"}.get(finish) or found.status
+    if status == "no_marker" and is_refusal(without_thinking(reply).text, original):
+        status = "refused"
+    asked = "\n".join(turn.content for turn in prompt)
+    status = status or _fault(found.text, original, asked)
+    return Parsed(status or _how(found.oddities), found.text, found.reasoning)
+
+
+def _fault(text: str, original: str, asked: str) -> str:
+    """Why a text that was found is no revision; "" where it is one."""
+    if not any(map(str.isalnum, text)):
+        return "empty"
+    if text.split() == original.split():
+        return "identical"
+    if is_refusal(text, original):
+        return "refused"
+    return "self_referring" if self_reference(text, original, asked) else ""
+
+
+def _how(oddities: tuple[str, ...]) -> str:
+    return "tolerated:" + "+".join(oddities) if oddities else "clean"
+
+
+def _clean(reply: str, original: str) -> _Found | None:
+    """A reply that is exactly as asked; whatever stands between the delimiters then is the revision."""
+    if reply.count(OPEN) != 1 or reply.count(CLOSE) != 1 or not reply.rstrip().endswith("\n" + CLOSE):
+        return None
+    before, _, rest = reply.partition(OPEN)
+    inner = rest.rpartition(CLOSE)[0]
+    # a line of the block that is a fence around all of it, or a thought, is looked at by the tolerant reading
+    if (before and not before.endswith("\n")) or not inner.startswith("\n") or _unfenced(inner, original) != inner:
+        return None
+    if _without_heading(inner, original) != inner:
+        return None
+    if TAG.search(inner) and not TAG.search(original):
+        return None
+    outside = without_thinking(before + OPEN)
+    if not outside.text.endswith(OPEN):
+        return None
+    return _Found(_trimmed(inner), _reasoning(before))
+
+
+def _tolerant(reply: str, original: str) -> _Found:
+    spoken, thought = without_thinking(reply)
+    odd = ["thinking"] if thought else []
+    asked_for = any(marker.rank == "exact" for marker in find_markers(spoken))
+    in_json = None if asked_for else revision_in_json(spoken)  # between our lines, JSON is the answer
+    if in_json is not None:
+        if in_json.revision is None:
+            return _Found(status="bad_json", reasoning=thought.strip())
+        inner = _framed(in_json.revision, original)
+        text = in_json.revision if inner.status else inner.text
+        return _Found(_trimmed(text), in_json.reasoning or thought.strip(), (*odd, "json"))
+    found = _framed(spoken, original)
+    reasoning = "\n".join(part for part in (thought.strip(), found.reasoning) if part)
+    return found._replace(reasoning=reasoning, oddities=(*odd, *found.oddities))
+
+
+def _framed(text: str, original: str) -> _Found:
+    """The revision between the best markers that there are."""
+    markers = find_markers(text)
+    openings = _openings(text, markers)
+    if not openings:
+        return _Found(status="no_marker", reasoning=text.strip())
+    if len(openings) > _MOST_OPENINGS:
+        return _Found(status="ambiguous")
+    blocks = [_block(text, opening, openings, markers) for opening in openings]
+    filled = [block for block in blocks if any(map(str.isalnum, block.text))]
+    reasoning = _reasoning(text[: openings[0].start])
+    if not filled:
+        return _Found(reasoning=reasoning)
+    block = filled[-1]
+    if len(filled) > 1 and not all(block.ended for block in filled) and not _reworded(filled[-2].text, block.text):
+        return _Found(status="ambiguous", reasoning=reasoning)
+    body = block.text
+    repeated = len(openings) > 1 or sum(m.kind == "open" and m.rank != "loose" for m in markers) > 1
+    odd = [block.marker] * bool(block.marker) + ["repeated_marker"] * repeated + [block.end] * bool(block.end)
+    if block.crlf:
+        body, odd = body.replace("\r\n", "\n"), [*odd, "crlf"]
+    plainer = _without_rules(body)
+    plainer = _without_rules(_without_heading(plainer, original))
+    if _trimmed(plainer) != _trimmed(body):
+        odd.append("heading")
+    if len(_FENCE.findall(text[: block.start])) % 2:  # the fence is around the markers too
+        plainer = _FENCE_AT_END.sub("", plainer.rstrip())
+        odd.append("fence")
+    unfenced = _unfenced(plainer, original)
+    if unfenced != plainer:
+        odd.append("fence")
+    return _Found(_trimmed(unfenced), _reasoning(text[: block.start]), tuple(dict.fromkeys(odd)))
+
+
+def _openings(text: str, markers: list[Marker]) -> list[Marker]:
+    """The opening markers that count: those of the strictest kind, on lines of their own where there are such."""
+    opens = [marker for marker in markers if marker.kind == "open"]
+    strict = [marker for marker in opens if marker.rank != "loose"]
+    if any(marker.rank == "exact" for marker in opens):
+        return [marker for marker in strict if marker.alone]  # another dress of the same line says the same
+    counting = strict or opens
+    on_lines = [marker for marker in counting if _begins_line(text, marker) or _ends_line(text, marker)]
+    if on_lines:
+        return on_lines
+    # within a line it is more likely talked about than used, unless the end marker ends the reply
+    ends = [marker for marker in markers if marker.kind == "end"]
+    framing = len(counting) == len(ends) == 1 and not text[ends[0].end :].strip()
+    return counting if framing else []
+
+
+class _Block(NamedTuple):
+    start: int
+    text: str
+    ended: bool
+    """Whether an end marker ends it."""
+    crlf: bool
+    marker: str
+    """What is odd about its opening, if anything is."""
+    end: str
+    """And about its end."""
+
+
+def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Marker]) -> _Block:
+    """What stands after an opening, up to an end, the reasoning, or the next opening."""
+    odd = {"exact": "", "close": "marker", "loose": "loose_marker"}[opening.rank]
+    after = [marker for marker in markers if marker.start >= opening.end]
+    limit = next((m.start for m in after if m.kind == "reasoning" or m in openings), len(text))
+    ends = [marker for marker in after if marker.kind == "end" and marker.start < limit]
+    end = next((marker for marker in ends if marker.rank == "exact"), ends[0] if ends else None)
+    crlf = text[max(0, opening.end - 1) : opening.end + 1].startswith("\r") or text[opening.end :].startswith("\r\n")
+    body = text[opening.end : limit if end is None else end.start]
+    if not opening.alone:  # the blank after a marker is not the text's
+        body = body.lstrip(" \t\xa0")
+    if end is not None:
+        trailing = text[end.end : limit].strip().removeprefix("```").strip()
+        plain_end = "" if end.rank == "exact" else "marker"
+        return _Block(opening.start, body, True, crlf, odd, "trailing" if trailing else plain_end)
+    last = body.rstrip().rpartition("\n")[2].strip()
+    if len(last) >= _PART_OF_END and CLOSE.startswith(last):
+        body = body.rstrip().removesuffix(last)
+    return _Block(opening.start, body, False, crlf, odd, "no_end")
+
+
+def _begins_line(text: str, marker: Marker) -> bool:
+    return marker.start == 0 or text[marker.start - 1] == "\n"
+
+
+def _ends_line(text: str, marker: Marker) -> bool:
+    return text[marker.end : marker.end + 1] in ("\n", "\r", "")
+
+
+def _reworded(first: str, second: str) -> bool:
+    """Whether two texts are wordings of one answer."""
+    left, right = words(first), words(second)
+    return len(right) >= _SAME_LENGTH * len(left) and jaccard(left, right) >= _SAME_WORDS
+
+
+def _unfenced(text: str, original: str) -> str:
+    """`text` without a code fence around all of it, unless the answer is code."""
+    stripped = text.strip()
+    if not stripped.startswith("```") or not stripped.endswith("```") or _FENCE.search(original):
+        return text
+    fences = list(_FENCE.finditer(stripped))
+    whole = len(fences) >= 2 and fences[0].start() == 0 and fences[-1].end() == len(stripped)
+    inner_pairs = [fence[1] for fence in fences[1:-1]]
+    if not whole or fences[0][1].casefold() not in _PROSE_FENCES or fences[-1][1] or len(inner_pairs) % 2:
+        return text
+    if inner_pairs and not all(inner_pairs[::2]):  # "``` a ``` b ```": code, prose, code
+        return text
+    return stripped[fences[0].end() : fences[-1].start()].strip("\r\n")
+
+
+def _without_rules(text: str) -> str:
+    """Without a horizontal rule at either end."""
+    return _RULE_AT_END.sub("", _RULE_AT_START.sub("", _trimmed(text)))
+
+
+def _without_heading(text: str, original: str) -> str:
+    """Without a first line that says once more that this is the revision."""
+    start = _trimmed(text)
+    first = start.partition("\n")[0]
+    opens = [marker for marker in find_markers(first) if marker.kind == "open" and marker.start == 0 and marker.alone]
+    return text if not opens or first.strip() in original else start[len(first) :]
+
+
+def _trimmed(text: str) -> str:
+    """Without blank lines before it and white space after it; the first line keeps its indentation."""
+    lines = text.rstrip()
+    start = _BLANK_LINES.match(lines)
+    return lines[start.end() if start else 0 :]
+
+
+def _reasoning(text: str) -> str:
+    """The text before a revision without the paper's heading."""
+    for marker in find_markers(text):
+        if marker.kind == "reasoning":
+            return (text[: marker.start] + text[marker.end :]).strip()
+    return text.strip()

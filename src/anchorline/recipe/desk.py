@@ -1,0 +1,130 @@
+"""The models that a run asks beside its policy: built at first use, one cache and one budget for all of them.
+
+>>> async def example(run):
+...     async with open_desk(run) as desk:
+...         return await desk.endpoint("reviser")
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from os import environ
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchorline.errors import RecipeError
+from anchorline.llm.budget import Budget
+from anchorline.llm.cache import RequestCache
+from anchorline.llm.costs import Ledger
+from anchorline.llm.prices import find_price
+from anchorline.llm.settings import EndpointSettings
+from anchorline.llm.types import Endpoint
+
+if TYPE_CHECKING:
+    from anchorline.recipe.config import Recipe
+    from anchorline.recipe.context import RunContext
+
+CACHE = "requests.sqlite"
+
+
+@dataclass(slots=True)
+class Desk:
+    """The endpoints of a run by their names in the recipe's group `llm`."""
+
+    run: RunContext
+    cache: RequestCache
+    budget: Budget
+    stack: AsyncExitStack
+    ledger: Ledger = field(default_factory=Ledger)
+    built: dict[str, Endpoint] = field(default_factory=dict)
+
+    async def endpoint(self, name: str) -> Endpoint:
+        """The endpoint, the same one each time."""
+        if name not in self.built:
+            from anchorline.llm.build import build
+
+            opened = build(
+                settings_of(self.run.recipe, name),
+                cache=self.cache,
+                run=self.run.id,
+                ledger=self.ledger,
+                budget=self.budget,
+                retry_failed=self.run.calls.retry_failed,
+            )
+            self.built[name] = await self.stack.enter_async_context(opened)
+        return self.built[name]
+
+
+@asynccontextmanager
+async def open_desk(run: RunContext) -> AsyncIterator[Desk]:
+    """The desk of a run, closed at the end."""
+    with RequestCache(cache_file(run.recipe, run.folder)) as cache:
+        budget = Budget(run.recipe.llm.budget, spent=cache.spent(run.id))
+        async with AsyncExitStack() as stack:
+            yield Desk(run, cache, budget, stack)
+
+
+def cache_file(recipe: Recipe, folder: Path) -> Path:
+    """Where a run keeps what its models answered."""
+    return Path(recipe.llm.cache).expanduser() if recipe.llm.cache else folder / CACHE
+
+
+def settings_of(recipe: Recipe, name: str) -> EndpointSettings:
+    """An endpoint's settings by its name: policy, reviser, judge, stronger, others.0, others.1 and so on.
+
+    Raises:
+        RecipeError: the recipe does not have them.
+
+    """
+    group, _, number = name.partition(".")
+    llm = recipe.llm
+    if group == "others":
+        if not llm.others:
+            raise RecipeError(
+                "llm.others is lacking: off_policy needs two models or more there, or pairs.answers with their answers"
+            )
+        return llm.others[int(number)]
+    one = {"policy": llm.policy, "reviser": llm.reviser, "judge": llm.judge, "stronger": llm.stronger}[group]
+    if one is None:
+        raise RecipeError(
+            f"the setting `llm.{group}` is lacking; name a model there, such as --set llm.{group}.model=gpt-4o-mini"
+        )
+    return one
+
+
+def check_endpoints(recipe: Recipe, names: list[str]) -> None:
+    """Look at everything that can be wrong with endpoints before one is asked.
+
+    Raises:
+        UserError: an endpoint is lacking, its key is not set, or a limit in dollars lacks a price.
+
+    """
+    for name in names:
+        settings = settings_of(recipe, name)
+        if recipe.llm.budget.max_usd is not None and find_price(settings) is None:
+            raise RecipeError(
+                f"llm.budget.max_usd is set, but the price of {settings.model!r} is not known; set llm.{name}.prices (input "
+                "and output, USD per million tokens), or limit llm.budget.max_tokens instead"
+            )
+        if settings.runs_here:
+            from anchorline.llm.models import resolve
+
+            resolve(settings.model)
+        else:
+            from anchorline.llm.openai_http import key_for
+
+            for url in settings.urls:
+                key_for(settings, url, environ)
+
+
+def costs(cache: RequestCache, run: str) -> dict[str, dict[str, Any]]:
+    """What a run has paid so far, in all its processes, by what it was for. `usd` is None where a price is unknown."""
+    rows = cache.read(
+        "SELECT stage, count(*), sum(prompt_tokens), sum(completion_tokens), sum(guessed),"
+        " CASE WHEN count(usd) = count(*) THEN sum(usd) END FROM payments WHERE run = ? GROUP BY stage ORDER BY stage",
+        (run,),
+    )
+    names = ("calls", "prompt_tokens", "completion_tokens", "guessed", "usd")
+    return {stage: dict(zip(names, sums, strict=True)) for stage, *sums in rows}

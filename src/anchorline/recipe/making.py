@@ -1,0 +1,330 @@
+"""A run's rows through one maker, with models asked on the way: results are on disk as they come.
+
+What was answered is in the request cache, so making a set again (after a kill, with more rows, with another parser)
+asks only for what is new. The makers are async and a stage is not: the event loop begins and ends in this file.
+
+>>> make_set(run, "clair", stage="pairs", target="pairs.jsonl")  # doctest: +SKIP
+Made(pairs=290, failures=[...], costs={'revise': {'calls': 300, ...}})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from anchorline.data import (
+    answer_from_row,
+    append_jsonl,
+    candidates_from_row,
+    pair_to_row,
+    prompt_from_row,
+    read_jsonl,
+)
+from anchorline.data.candidates import Candidate, Candidates
+from anchorline.errors import RecipeError
+from anchorline.evals.stats import wilson
+from anchorline.judge import (
+    Judge,
+    Sampling,
+    load_template,
+    pairwise,
+    pairwise_judge,
+    score,
+    score_judge,
+    score_scorer,
+    style_judge,
+    style_scorer,
+)
+from anchorline.llm.costs import estimate
+from anchorline.llm.settings import EndpointSettings
+from anchorline.pairs import (
+    Chooser,
+    ask_models,
+    by_rounds,
+    by_score,
+    make,
+    off_policy,
+    on_policy,
+    revise,
+    stronger,
+    user_template,
+)
+from anchorline.recipe.batching import PerRow, by_batches
+from anchorline.recipe.config import Recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.desk import Desk, costs, open_desk, settings_of
+from anchorline.style import Style
+from anchorline.types import Answer, Failure, Pair, Prompt
+
+WINDOW = 256
+"""Rows in the works at the same time: more than any pool's calls, so that no call waits for a row."""
+CHUNK = 100
+"""Pairs that are written at once."""
+MORE = "more-answers.jsonl"
+CANDIDATES = "candidates.jsonl"
+
+
+class Made(NamedTuple):
+    """How many pairs were written, the rows that fell out, and what the run has paid so far, by what it was for."""
+
+    pairs: int
+    failures: list[Failure]
+    costs: dict[str, dict[str, Any]]
+
+
+def make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
+    """Make a set of pairs into the file `target`, whole or not at all.
+
+    Raises:
+        BudgetReached, CircuitOpen, KeyRefused: what was answered is kept, and the same call goes on from there.
+
+    """
+    return asyncio.run(_make_set(run, maker, stage=stage, target=target))
+
+
+def pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
+    """Make a random part of the rows, and say what all of them will come to, with 95 % intervals.
+
+    The pilot's replies are kept: the run that follows does not pay for them again. No pairs are written.
+    """
+    return asyncio.run(_pilot(run, maker, rows))
+
+
+def needed_endpoints(recipe: Recipe, maker: str) -> list[str]:
+    """The names of the endpoints that a maker asks, as `desk.settings_of` takes them."""
+    pairs = recipe.pairs
+    names = []
+    if maker == "clair" and pairs.reviser == "llm":
+        names.append("reviser")
+    if maker == "stronger":
+        names.append("stronger")
+    if maker == "off_policy" and pairs.answers is None:
+        names += [f"others.{n}" for n in range(max(len(recipe.llm.others), 1))]
+        if len(recipe.llm.others) == 1:
+            raise RecipeError("llm.others holds one model; off_policy needs two or more to choose between")
+    by_model = pairs.judge == "llm" if maker in {"on_policy", "off_policy"} else pairs.verify == "llm"
+    if by_model and not (maker == "clair" and pairs.reviser == "rules"):
+        names.append("judge")
+    return names
+
+
+def check_style(recipe: Recipe, maker: str) -> None:
+    """Raise a RecipeError where a maker needs a style and there is none, or has unstyled prompts that it cannot turn."""
+    pairs = recipe.pairs
+    by_rules = (
+        (maker == "clair" and pairs.reviser == "rules")
+        or (maker in {"on_policy", "off_policy"} and pairs.judge == "style")
+        or (maker in {"clair", "stronger"} and pairs.verify == "style")
+    )
+    if by_rules and recipe.style is None:
+        raise RecipeError(
+            f"the setting `style` is lacking: the maker {maker} would go by its rules; give one with --set style=FILE, or "
+            "let a model do it (pairs.reviser, pairs.judge or pairs.verify: llm)"
+        )
+    turns = maker == "clair" and pairs.reviser == "rules"
+    if recipe.prompts and recipe.prompts.unstyled and not turns and maker == pairs.maker:
+        raise RecipeError("prompts.unstyled works with maker clair and reviser rules only; leave it out")
+
+
+async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
+    failures: list[Failure] = []
+    file = run.path(target)
+    partial = file.with_name(file.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)  # what it held is made again, from the cache
+    partial.touch()
+    waiting: list[dict[str, Any]] = []
+
+    def take(result: Pair | Failure, advance: Callable[[int], None]) -> None:
+        if isinstance(result, Pair):
+            waiting.append(pair_to_row(result))
+            if len(waiting) >= CHUNK:
+                append_jsonl(partial, waiting)
+                waiting.clear()
+        else:
+            failures.append(result)
+        advance(1)
+
+    async with open_desk(run) as desk:
+        with run.progress.task(f"pairs: {maker}", total=count_rows(run, maker), unit="rows") as advance:
+            tally = await _through(run, maker, desk, rows_of(run, maker), lambda result: take(result, advance))
+        paid = costs(desk.cache, run.id)
+    append_jsonl(partial, waiting)
+    partial.replace(file)
+    return Made(tally, [replace(failure, stage=stage) for failure in failures], paid)
+
+
+async def _through(
+    run: RunContext, maker: str, desk: Desk, rows: Iterator[Any], on_result: Callable[[Pair | Failure], None]
+) -> int:
+    """The rows through the maker, by direct calls or by batches; how many pairs there were."""
+    if run.calls.batch:
+        listed = list(rows)
+
+        async def build(wrap: Callable[[str], Awaitable[Any]]) -> PerRow:
+            return await per_row(run, maker, wrap)
+
+        return await by_batches(run, desk, listed, build, on_result=on_result)
+    tally = await make(rows, await per_row(run, maker, desk.endpoint), on_result=on_result, window=WINDOW)
+    return tally.made
+
+
+async def per_row(run: RunContext, maker: str, endpoint: Callable[[str], Awaitable[Any]]) -> PerRow:
+    """The maker of one row, its endpoints given by `endpoint`."""
+    recipe, policy = run.recipe, run.policy_name
+    if maker in {"on_policy", "off_policy"}:
+        choose = await _chooser(run, endpoint)
+        if maker == "on_policy":
+            return lambda row: on_policy(row, choose=choose, policy=policy)
+        if recipe.pairs.answers is not None:
+            return lambda row: off_policy(row, choose=choose, policy=policy)
+        names = needed_endpoints(recipe, maker)
+        others = [(await endpoint(name), sampling(settings_of(recipe, name))) for name in names if name != "judge"]
+
+        async def asked(prompt: Prompt) -> Pair | Failure:
+            found = await ask_models(prompt, others)
+            return found if isinstance(found, Failure) else await off_policy(found, choose=choose, policy=policy)
+
+        return asked
+    verify = await _verifier(run, endpoint)
+    if maker == "stronger":
+        model, how = await endpoint("stronger"), sampling(settings_of(recipe, "stronger"))
+        return lambda answer: stronger(answer, model=model, policy=policy, sampling=how, verify=verify)
+    reviser, how = await endpoint("reviser"), sampling(settings_of(recipe, "reviser"))
+    template = user_template(recipe.pairs.prompt) if recipe.pairs.prompt else None
+    style, gates = style_of(run), recipe.pairs.gates
+    return lambda answer: revise(
+        answer,
+        reviser=reviser,
+        policy=policy,
+        style=style,
+        template=template,
+        sampling=how,
+        gates=gates,
+        verify=verify,
+    )
+
+
+def rows_of(run: RunContext, maker: str) -> Iterator[Any]:
+    """What the maker takes, read as it goes."""
+    if maker in {"clair", "stronger"}:
+        return _rows(run, "answers.jsonl", answer_from_row)
+    if run.recipe.pairs.answers is not None:
+        return _rows(run, CANDIDATES, candidates_from_row)
+    if maker == "off_policy":
+        return _rows(run, "prompts.jsonl", prompt_from_row)
+    return _samples(run)
+
+
+def count_rows(run: RunContext, maker: str) -> int:
+    """How many rows the maker will take."""
+    return sum(1 for _ in rows_of(run, maker))
+
+
+def sampling(settings: EndpointSettings) -> Sampling:
+    """How an endpoint is sampled."""
+    return Sampling(settings.max_tokens, settings.temperature, settings.top_p)
+
+
+def style_of(run: RunContext) -> Style | None:
+    """The run's style, if it has one."""
+    return run.style if run.recipe.style else None
+
+
+async def _chooser(run: RunContext, endpoint: Callable[[str], Awaitable[Any]]) -> Chooser:
+    pairs = run.recipe.pairs
+    if pairs.judge == "style":
+        return by_score(style_scorer(run.style))
+    judge, how = await endpoint("judge"), sampling(settings_of(run.recipe, "judge"))
+    if pairs.judge_mode == "score":
+        template = load_template(pairs.judge_prompt, slots=score.SLOTS) if pairs.judge_prompt else None
+        return by_score(
+            score_scorer(judge, n=pairs.judge_samples, style=style_of(run), template=template, sampling=how)
+        )
+    return by_rounds(_pairwise(run, judge, how))
+
+
+async def _verifier(run: RunContext, endpoint: Callable[[str], Awaitable[Any]]) -> Judge | None:
+    pairs = run.recipe.pairs
+    if pairs.verify == "none":
+        return None
+    if pairs.verify == "style":
+        return style_judge(run.style)
+    judge, how = await endpoint("judge"), sampling(settings_of(run.recipe, "judge"))
+    if pairs.judge_mode == "score":
+        template = load_template(pairs.judge_prompt, slots=score.SLOTS) if pairs.judge_prompt else None
+        return score_judge(judge, n=pairs.judge_samples, style=style_of(run), template=template, sampling=how)
+    return _pairwise(run, judge, how)
+
+
+def _pairwise(run: RunContext, judge: Any, how: Sampling) -> Judge:
+    prompt = run.recipe.pairs.judge_prompt
+    template = load_template(prompt, slots=pairwise.SLOTS) if prompt else None
+    return pairwise_judge(judge, style=style_of(run), template=template, sampling=how)
+
+
+def _rows(run: RunContext, name: str, parse: Callable[..., Any]) -> Iterator[Any]:
+    file = run.path(name)
+    return (parse(row) for _, row in read_jsonl(file)) if file.is_file() else iter(())
+
+
+def _samples(run: RunContext) -> Iterator[Candidates]:
+    """The policy's samples of each prompt. One that the token limit cut, or that is blank, is none to choose."""
+    more: dict[str, list[Answer]] = defaultdict(list)
+    for answer in _rows(run, MORE, answer_from_row):
+        more[answer.id.rpartition("#")[0]].append(answer)
+    for first in _rows(run, "answers.jsonl", answer_from_row):
+        whole = [a for a in (first, *more[first.id]) if a.finish == "stop" and a.text.strip()]
+        yield Candidates(first.id, first.prompt, tuple(Candidate(a.text, run.policy_name) for a in whole))
+
+
+async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
+    total = count_rows(run, maker)
+    drawn = set(random.Random(run.recipe.seed).sample(range(total), min(rows, total)))  # noqa: S311 - not a secret
+    results: list[Pair | Failure] = []
+    async with open_desk(run) as desk:
+        part = [row for n, row in enumerate(rows_of(run, maker)) if n in drawn]
+        with run.progress.task(f"pilot: {maker}", total=len(part), unit="rows") as advance:
+
+            def take(result: Pair | Failure) -> None:
+                results.append(result)
+                advance(1)
+
+            await make(part, await per_row(run, maker, desk.endpoint), on_result=take)
+        spent = _spent_by_row(desk, [row.id for row in part])
+    kept = wilson(sum(isinstance(result, Pair) for result in results), len(results))
+    return {
+        "maker": maker,
+        "rows": total,
+        "pilot": len(part),
+        "tokens": _estimate([tokens for tokens, _ in spent], total),
+        "usd": None if any(usd is None for _, usd in spent) else _estimate([usd or 0.0 for _, usd in spent], total),
+        "kept": kept._asdict(),
+        "failures": _kinds(results),
+    }
+
+
+def _spent_by_row(desk: Desk, ids: Sequence[str]) -> list[tuple[int, float | None]]:
+    """Tokens and dollars of each row's replies, whenever they were paid for."""
+    query = (
+        "SELECT row, coalesce(sum(prompt_tokens), 0) + coalesce(sum(completion_tokens), 0),"
+        " CASE WHEN count(usd) = count(*) THEN sum(usd) END FROM requests WHERE error IS NULL GROUP BY row"
+    )
+    found = {row: (int(tokens), usd) for row, tokens, usd in desk.cache.read(query)}
+    return [found.get(id, (0, 0.0)) for id in ids]
+
+
+def _estimate(amounts: Sequence[float], total: int) -> dict[str, float]:
+    return estimate(amounts, total)._asdict()
+
+
+def _kinds(results: Sequence[Pair | Failure]) -> dict[str, int]:
+    kinds: dict[str, int] = defaultdict(int)
+    for result in results:
+        if isinstance(result, Failure):
+            kinds[result.kind] += 1
+    return dict(kinds)

@@ -1,0 +1,62 @@
+"""The policy's answers from a server (vLLM, say): through the request cache, so that no prompt is asked twice.
+
+>>> ask_policy(run, run.prompts("prompts.jsonl"), "answers.jsonl")  # doctest: +SKIP
+[]
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from anchorline.data import answer_to_row
+from anchorline.judge import Sampling
+from anchorline.llm.types import Endpoint
+from anchorline.pairs import make
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.desk import open_desk
+from anchorline.types import Answer, Failure, Prompt
+
+STAGE = "sample"
+
+
+def ask_policy(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
+    """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one."""
+    return asyncio.run(_ask_all(run, prompts, name))
+
+
+async def _ask_all(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
+    asked = run.recipe.sample
+    how = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p)
+    answers: list[Answer] = []
+    failures: list[Failure] = []
+    async with open_desk(run) as desk:
+        policy = await desk.endpoint("policy")
+        with run.progress.task(
+            f"answers: {name.removesuffix('.jsonl')}", total=len(prompts), unit="answers"
+        ) as advance:
+
+            def take(result: Answer | Failure) -> None:
+                if isinstance(result, Failure):
+                    failures.append(replace(result, stage=STAGE))
+                else:
+                    answers.append(result)
+                advance(1)
+
+            await make(prompts, lambda prompt: _ask(prompt, policy, how), on_result=take)
+    run.write(name, answers, answer_to_row)
+    return failures
+
+
+async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling) -> Answer | Failure:
+    # "p1#2" is the third sample of p1: the same messages, told apart by their index
+    index = prompt.id.rpartition("#")[2]
+    request = how.request(
+        prompt.messages, row=prompt.id, stage=STAGE, index=int(index) if index.isdecimal() and "#" in prompt.id else 0
+    )
+    reply = await policy.complete(request)
+    if reply.finish == "filter":
+        return Failure(prompt.id, STAGE, "filtered", "the endpoint withheld the answer")
+    if not reply.text.strip():
+        return Failure(prompt.id, STAGE, "empty", "the model's answer is empty")
+    return Answer(prompt.id, prompt.messages, reply.text, reply.finish)

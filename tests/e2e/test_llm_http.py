@@ -1,0 +1,400 @@
+"""The HTTP endpoint against a real loopback server: what comes back, what goes wrong, several URLs, batches, keys."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchorline.errors import (
+    BadReply,
+    BudgetReached,
+    ConnectionLost,
+    EndpointTimeout,
+    KeyRefused,
+    RequestRefused,
+    ServerError,
+    Throttled,
+)
+from anchorline.llm.batch import run_batch
+from anchorline.llm.budget import Budget
+from anchorline.llm.build import build
+from anchorline.llm.cache import RequestCache
+from anchorline.llm.costs import Ledger
+from anchorline.llm.fake_faults import FaultPlan
+from anchorline.llm.fake_server import Answer, FakeServer
+from anchorline.llm.openai_http import OpenAIEndpoint
+from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
+from anchorline.llm.types import Reply, Request
+from anchorline.types import Message
+
+pytestmark = pytest.mark.e2e
+SECRET = "sk-very-secret-0123456789"
+
+
+def ask(i: int = 0, **settings: Any) -> Request:
+    return Request((Message("user", f"question {i}"),), **{"max_tokens": 50, **settings})
+
+
+def settings_for(*servers: FakeServer, **settings: Any) -> EndpointSettings:
+    urls = tuple(server.url for server in servers)
+    return EndpointSettings(model="fake", base_url=urls if len(urls) > 1 else urls[0], **settings)
+
+
+def against(server: FakeServer, use: Callable[[OpenAIEndpoint], Coroutine[Any, Any, Any]], **settings: Any) -> Any:
+    async def main() -> Any:
+        async with server, OpenAIEndpoint(settings_for(server, **settings), environ={"MINE": SECRET}) as endpoint:
+            return await use(endpoint)
+
+    return asyncio.run(main())
+
+
+def fails(server: FakeServer, **settings: Any) -> BaseException:
+    async def use(endpoint: OpenAIEndpoint) -> BaseException:
+        with pytest.raises(Exception) as caught:
+            await endpoint.complete(ask())
+        return caught.value
+
+    return against(server, use, **settings)
+
+
+class Saying(FakeServer):
+    """A server that gives this answer to everything."""
+
+    def __init__(self, status: int, content: Any, headers: str = "") -> None:
+        super().__init__()
+        self._answer = Answer(status, content if isinstance(content, bytes) else json.dumps(content).encode(), headers)
+
+    async def _route(self, *_: Any) -> Answer:
+        return self._answer
+
+
+def test_a_reply() -> None:
+    server = FakeServer(reply=lambda body: "one two three")
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        assert await endpoint.complete(ask()) == Reply("one two three", "stop", 2, 3, "fake")
+        assert await endpoint.complete(ask(max_tokens=2)) == Reply("one two", "length", 2, 2, "fake")
+        schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+        await endpoint.complete(ask(schema=schema, temperature=0.25, top_p=0.5))
+        last = server.bodies[-1]
+        assert last["response_format"]["json_schema"]["schema"] == schema
+        assert (last["temperature"], last["top_p"], last["max_tokens"], last["top_k"]) == (0.25, 0.5, 50, 7)
+
+    against(server, use, extra_body={"top_k": 7})
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "says"),
+    [
+        ("throttle", Throttled, "slow down"),
+        ("throttle_silently", Throttled, "slow down"),
+        ("error", ServerError, "bad day"),
+        ("hang", EndpointTimeout, "no answer within 0.3 s"),
+        ("drop", ConnectionLost, "127.0.0.1"),
+        ("malformed", BadReply, "no chat completion"),
+    ],
+)
+def test_faults_have_types(script: Any, error: type[Exception], says: str) -> None:
+    found = fails(FakeServer(plan=FaultPlan(script=(script,))), timeout=0.3 if script == "hang" else 30)
+    assert type(found) is error and says in str(found) and "\n" not in str(found)
+    if isinstance(found, Throttled):
+        assert found.retry_after == (0.2 if script == "throttle" else None)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "no choices"),
+        ({"choices": []}, "no choices"),
+        ({"choices": [{}]}, "no choices"),
+        ([], "no choices"),
+        ("text", "no choices"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}, "no text"),
+        ({"choices": [{"message": {"content": [1]}}]}, "no text"),
+        (b"", "Expecting value"),
+        (b"<html>busy</html>", "Expecting value"),
+        (b'{"choices": [{"mess', "Unterminated"),
+        (b"\xff\xfe\x00garbage", "127.0.0.1"),
+    ],
+    ids=str,
+)
+def test_what_is_no_chat_completion_is_a_bad_reply(content: Any, says: str) -> None:
+    found = fails(Saying(200, content))
+    assert isinstance(found, BadReply) and says in str(found)
+
+
+def test_a_filtered_reply_is_marked() -> None:
+    async def use(endpoint: OpenAIEndpoint) -> Reply:
+        return await endpoint.complete(ask())
+
+    for text in (None, "half an answer"):
+        choice = {"message": {"content": text}, "finish_reason": "content_filter"}
+        assert against(Saying(200, {"choices": [choice]}), use) == Reply(text or "", "filter")
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_replaced() -> None:
+    async def use(endpoint: OpenAIEndpoint) -> Reply:
+        return await endpoint.complete(ask())
+
+    content = (
+        b'{"choices": [{"message": {"content": "a\\ud800b"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": -1}}'
+    )
+    assert against(Saying(200, content), use) == Reply("a?b", "stop")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error", "wait"),
+    [
+        (400, "", RequestRefused, None),
+        (404, "", RequestRefused, None),
+        (422, "", RequestRefused, None),
+        (408, "", EndpointTimeout, None),
+        (409, "", ServerError, None),
+        (500, "", ServerError, None),
+        (503, "", ServerError, None),
+        (503, "retry-after: 4\r\n", Throttled, 4.0),
+        (504, "", EndpointTimeout, None),
+        (429, "retry-after: 7\r\n", Throttled, 7.0),
+        (429, "retry-after: 9\r\nretry-after-ms: 1500\r\n", Throttled, 1.5),
+        (429, "retry-after: soon\r\n", Throttled, None),
+        (429, "retry-after: nan\r\n", Throttled, None),
+        (429, "retry-after: -5\r\n", Throttled, 0.0),
+    ],
+)
+def test_statuses(status: int, headers: str, error: type[Exception], wait: float | None) -> None:
+    found = fails(Saying(status, {"error": {"message": "so it is"}}, headers))
+    assert type(found) is error and "so it is" in str(found)
+    assert getattr(found, "retry_after", None) == wait
+
+
+def test_retry_after_as_a_date() -> None:
+    date = email.utils.formatdate(time.time() + 60, usegmt=True)
+    found = fails(Saying(429, {}, f"retry-after: {date}\r\n"))
+    assert isinstance(found, Throttled) and found.retry_after is not None and 30 < found.retry_after <= 61
+
+
+def test_nobody_listens() -> None:
+    async def main() -> None:
+        async with FakeServer() as server:
+            settings = settings_for(server)
+        async with OpenAIEndpoint(settings, environ={}) as endpoint:
+            with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1"):
+                await endpoint.complete(ask())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
+def test_a_key_that_the_server_repeats_is_in_no_message_and_no_log(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    found = fails(Saying(status, {"error": {"message": f"what is {SECRET}?"}}), api_key_env="MINE")
+    assert isinstance(found, KeyRefused) == (status in {401, 403})
+    chain: BaseException | None = found
+    while chain is not None:
+        assert SECRET not in str(chain) and SECRET not in repr(chain)
+        chain = chain.__cause__
+    assert SECRET not in caplog.text
+    if isinstance(found, KeyRefused):
+        assert "MINE" in str(found)
+
+
+def test_the_key_is_sent_and_shown_nowhere() -> None:
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        assert (await endpoint.complete(ask())).finish == "stop"
+        assert SECRET not in repr(endpoint) and SECRET not in repr(vars(endpoint)["_settings"])
+
+    against(FakeServer(key=SECRET), use, api_key_env="MINE")
+
+
+def test_a_wrong_key_ends_the_run_after_the_calls_in_flight() -> None:
+    async def main() -> None:
+        async with FakeServer(key="another") as server:
+            settings = settings_for(server, api_key_env="MINE", max_concurrency=4)
+            async with build(settings, environ={"MINE": SECRET}) as endpoint:
+                results = await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(50)), return_exceptions=True)
+            assert {type(r) for r in results} == {KeyRefused} and not server.bodies
+
+    asyncio.run(main())
+
+
+def test_the_load_is_shared_and_a_dead_server_is_left_out() -> None:
+    async def main() -> None:
+        async with FakeServer(latency=0.02) as one, FakeServer(latency=0.02) as two:
+            async with FakeServer() as three:
+                settings = settings_for(one, two, three, max_concurrency=16)
+            async with build(settings, environ={}) as endpoint:  # the third is gone
+                replies = await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(120)))
+            assert len(replies) == 120
+            counts = [sum(server.answered.values()) for server in (one, two)]
+            assert sum(counts) == 120 and min(counts) > 40
+
+    asyncio.run(main())
+
+
+def test_a_throttled_server_does_not_hold_the_others_back() -> None:
+    async def main() -> None:
+        async with FakeServer(plan=FaultPlan(throttle=1.0), retry_after=600) as busy, FakeServer() as idle:
+            async with build(settings_for(busy, idle), environ={}) as endpoint:
+                await asyncio.wait_for(asyncio.gather(*(endpoint.complete(ask(i)) for i in range(40))), 30)
+            assert sum(idle.answered.values()) == 40
+
+    asyncio.run(main())
+
+
+def test_a_whole_endpoint_caches_counts_and_stops_at_its_budget(tmp_path: Path) -> None:
+    price = Prices(input=1e6, output=1e6)
+
+    async def main(most: float, rows: int) -> tuple[int, Ledger]:
+        ledger = Ledger()
+        async with FakeServer(reply=lambda body: "one two three") as server:
+            settings = EndpointSettings(model="fake", base_url=server.url, prices=price)
+            with RequestCache(tmp_path / "requests.sqlite") as cache:
+                budget = Budget(BudgetSettings(max_usd=most), spent=cache.spent("r"))
+                async with build(settings, cache=cache, run="r", ledger=ledger, budget=budget) as endpoint:
+                    calls = (endpoint.complete(ask(i, stage="s")) for i in range(rows))
+                    results = await asyncio.gather(*calls, return_exceptions=True)
+                assert {type(r) for r in results} <= {Reply, BudgetReached}
+                assert cache.spent("r").usd <= most
+            return sum(isinstance(r, Reply) for r in results), ledger
+
+    # five dollars a row (two words asked, three said), at worst 62 (a guess of 12, and 50 said)
+    done, ledger = asyncio.run(main(100, 30))
+    assert done == 8 and ledger.stages["s"].usd == 40
+    done, ledger = asyncio.run(main(100, 30))
+    assert done == 8 and ledger.stages["s"].usd == 0 and ledger.stages["s"].hits == 8
+    done, ledger = asyncio.run(main(1000, 30))
+    assert done == 30 and ledger.stages["s"].calls == 22
+
+
+def test_a_connection_is_used_again_and_closed_at_the_end() -> None:
+    async def main() -> None:
+        async with FakeServer() as server:
+            async with OpenAIEndpoint(settings_for(server, max_concurrency=4), environ={}) as endpoint:
+                for i in range(20):
+                    await endpoint.complete(ask(i))
+                assert len(server._connections) == 1
+            await asyncio.sleep(0.1)
+            assert len(server._connections) == 0
+
+    asyncio.run(main())
+
+
+# batches
+
+
+def batch(file: Path, server: FakeServer, requests: list[Request], **settings: Any) -> Any:
+    async def main() -> Any:
+        async with server:
+            chosen = settings_for(server, prices=Prices(input=1e6, output=1e6))
+            with RequestCache(file) as cache:
+                async with OpenAIEndpoint(chosen, environ={}) as endpoint:
+                    return await run_batch(endpoint, requests, cache, run="r", settings=chosen, poll=0.01, **settings)
+
+    return asyncio.run(main())
+
+
+def direct(file: Path, requests: list[Request]) -> list[Any]:
+    async def main() -> list[Any]:
+        async with FakeServer(plan=FaultPlan(error=1.0)) as server:  # nothing may be asked
+            with RequestCache(file) as cache:
+                async with build(settings_for(server), cache=cache, run="r", environ={}) as endpoint:
+                    calls = (endpoint.complete(request) for request in requests)
+                    results = await asyncio.gather(*calls, return_exceptions=True)
+            assert not server.bodies
+            return results
+
+    return asyncio.run(main())
+
+
+def test_a_batch_fills_the_cache_at_half_the_price(tmp_path: Path) -> None:
+    requests = [ask(i, stage="s") for i in range(30)]
+    plan = FaultPlan(error=0.2, truncate=0.2, seed=3)
+    ledger = Ledger()
+    found = batch(tmp_path / "c", FakeServer(plan=plan), [*requests, requests[0]], ledger=ledger)
+    assert found.answered + found.failed == 30 and found.failed > 1 and found.unanswered == found.hits == 0
+    results = direct(tmp_path / "c", requests)
+    assert sum(isinstance(r, ServerError) for r in results) == found.failed
+    replies = [r for r in results if isinstance(r, Reply)]
+    assert all(r.cached and "said: question" in (r.text + " said: question") for r in replies)
+    assert {r.finish for r in replies} == {"stop", "length"}
+    tokens = sum((r.prompt_tokens or 0) + (r.completion_tokens or 0) for r in replies)
+    assert ledger.stages["s"].usd == tokens / 2
+
+
+def test_a_batch_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+    batch(tmp_path / "c", FakeServer(), [ask(i) for i in range(5)])
+    server = FakeServer()
+    found = batch(tmp_path / "c", server, [ask(i) for i in range(8)])
+    assert (found.hits, found.answered) == (5, 3) and sum(server.answered.values()) == 3
+    server = FakeServer()
+    assert batch(tmp_path / "c", server, [ask(i) for i in range(8)]).batches == ()
+
+
+@pytest.mark.parametrize("killed_at", ["uploaded", "made, but not noted", "waiting", "half collected"])
+def test_a_batch_run_that_was_killed_goes_on(tmp_path: Path, killed_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is killed at each point between upload and result; the next one orders and pays nothing twice."""
+    requests = [ask(i) for i in range(10)]
+    server = FakeServer()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    import anchorline.llm.batch as module
+
+    async def run(cache: RequestCache) -> Any:
+        chosen = settings_for(server)
+        async with OpenAIEndpoint(chosen, environ={}) as endpoint:
+            return await run_batch(endpoint, requests, cache, run="r", settings=chosen, poll=0.01)
+
+    async def main() -> None:
+        async with server:
+            with RequestCache(tmp_path / "c") as cache, monkeypatch.context() as patch:
+                if killed_at == "uploaded":
+                    patch.setattr(module._Order, "_create", kill)
+                elif killed_at == "made, but not noted":
+                    patch.setattr(module._Order, "_note_id", kill)
+                elif killed_at == "waiting":
+                    patch.setattr(module._Order, "_collect", kill)
+                else:
+                    take, count = module._Order._take, iter(range(100))
+
+                    async def some(self: Any, line: bytes, waiting: Any) -> None:
+                        if next(count) == 4:
+                            raise Killed
+                        await take(self, line, waiting)
+
+                    patch.setattr(module._Order, "_take", some)
+                with pytest.raises(Killed):
+                    await run(cache)
+            with RequestCache(tmp_path / "c") as cache:
+                found = await run(cache)
+                assert found.unanswered == 0
+                assert cache.read("SELECT count(*) FROM requests") == [(10,)]
+                assert cache.read("SELECT count(*), count(DISTINCT key) FROM payments") == [(10, 10)]
+        assert set(server.answered.values()) == {1} and len(server._batches._batches) == 1
+
+    asyncio.run(main())
+
+
+def test_a_batch_stays_in_its_budget(tmp_path: Path) -> None:
+    requests = [ask(i) for i in range(40)]
+    budget = Budget(BudgetSettings(max_usd=200))  # 31 a request at worst (half of 62), about 4 in truth
+    server = FakeServer()
+    found = batch(tmp_path / "c", server, requests, budget=budget)
+    assert found.answered == 40 and budget.usd <= 200
+    assert len(found.batches) > 2  # several files, each as large as its worst case allows
+    with pytest.raises(BudgetReached, match="max_usd is 10"):
+        batch(tmp_path / "d", FakeServer(), requests, budget=Budget(BudgetSettings(max_usd=10)))

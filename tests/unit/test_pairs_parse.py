@@ -1,0 +1,295 @@
+"""The parser of revisions: exact on clean replies, tolerant of what models make of them, and never silently wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from anchorline.pairs.markers import find_markers, has_marker
+from anchorline.pairs.parse import CLOSE, OPEN, Parsed, parse_revision
+from anchorline.types import Message
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "clair_gpt4_revisions.jsonl"
+PAPERS = "{corrected_student_solution}"
+ORIGINAL = "Your order left. It arrives soon."
+TEXT = "Your order left on Monday. It arrives on Friday."
+OTHER = "Your order left on Monday. It arrives by Friday evening."
+CODE = "```python\nprint('left')\n```"
+STATUSES = {
+    "truncated", "filtered", "refused", "empty", "identical", "no_marker", "ambiguous", "marker_inside", "bad_json",
+    "self_referring",
+}  # fmt: skip
+
+
+def parse(reply: str, finish: str = "stop", *, original: str = ORIGINAL, asked: str = "When?") -> Parsed:
+    return parse_revision(reply, finish, original=original, prompt=(Message("user", asked),))
+
+
+def framed(text: str, before: str = "It lacks the days.\n\n", after: str = "") -> str:
+    return f"{before}{OPEN}\n{text}\n{CLOSE}{after}"
+
+
+def test_a_clean_reply_is_taken_apart_exactly() -> None:
+    assert parse(framed(TEXT)) == Parsed("clean", TEXT, "It lacks the days.")
+    assert parse(framed(TEXT)).usable
+
+
+UNDERSTOOD = (
+    {
+        "no reasoning": (framed(TEXT, before=""), "clean"),
+        "blank lines around": (framed(f"\n\n{TEXT}\n\n"), "clean"),
+        "white space after the end": (framed(TEXT, after=" \n\n"), "clean"),
+        "bold": (f"Why.\n\n**{OPEN}**\n{TEXT}\n**{CLOSE}**", "marker"),
+        "heading": (f"Why.\n\n## {OPEN}\n\n{TEXT}\n\n## {CLOSE}", "marker"),
+        "quote mark": (f"Why.\n> {OPEN}\n{TEXT}\n> {CLOSE}", "marker"),
+        "colon": (f"Why.\n{OPEN}:\n{TEXT}\n{CLOSE}", "marker"),
+        "lower case": (f"Why.\n{OPEN.lower()}\n{TEXT}\n{CLOSE.lower()}", "marker"),
+        "other brackets": (f"Why.\n[REVISED ANSWER]\n{TEXT}\n[END OF REVISED ANSWER]", "marker"),
+        "two angles": (f"Why.\n<<REVISED ANSWER>>\n{TEXT}\n<</REVISED ANSWER>>", "marker"),
+        "one angle": (f"Why.\n<revised_answer>\n{TEXT}\n</revised_answer>", "marker"),
+        "lenticular": (f"Why.\n【Revised answer】\n{TEXT}", "marker+no_end"),
+        "byte order mark": (f"\ufeff{OPEN}\n{TEXT}\n{CLOSE}", "marker"),
+        "short end": (f"Why.\n{OPEN}\n{TEXT}\n<<<END>>>", "marker"),
+        "on one line": (f"Why.\n{OPEN} {TEXT} {CLOSE}", "marker"),
+        "all on the last line": (f"It lacks the days. {OPEN}{TEXT}{CLOSE}", "marker"),
+        "end after the text": (f"Why.\n{OPEN}\n{TEXT} {CLOSE}", "marker"),
+        "no end": (f"Why.\n{OPEN}\n{TEXT}", "no_end"),
+        "half an end": (f"Why.\n{OPEN}\n{TEXT}\n<<<END OF REV", "no_end"),
+        "bold name": (f"Why.\n**[Revised]**\n{TEXT}", "marker+no_end"),
+        "bold name, text behind": (f"Why.\n**[Revised]** {TEXT}", "marker+no_end"),
+        "plain heading": (f"Why.\n## Revised answer\n{TEXT}", "loose_marker+no_end"),
+        "heading, colon": (f"Why.\n### Revised Answer:\n\n{TEXT}", "loose_marker+no_end"),
+        "heading, underlined": (f"Why.\nRevised answer\n==============\n{TEXT}", "loose_marker+no_end+heading"),
+        "bold with colon": (f"Why.\n**Revised answer:**\n{TEXT}", "loose_marker+no_end"),
+        "bold, colon outside": (f"Why.\n**Revised answer**: {TEXT}", "loose_marker+no_end"),
+        "no markup": (f"Why.\nRevised answer: {TEXT}", "loose_marker+no_end"),
+        "numbered": (f"1. Why.\n2. **Revised answer:**\n{TEXT}", "loose_marker+no_end"),
+        "sentence": (f"Why.\nHere is the revised answer:\n\n{TEXT}", "loose_marker+no_end"),
+        "curly apostrophe": (f"Why.\nHere’s my revised response:\n\n{TEXT}", "loose_marker+no_end"),
+        "quoted name": (f"Why.\n“Revised answer”:\n{TEXT}", "marker+no_end"),
+        "full-width colon": (f"Why.\nRevised answer：\n{TEXT}", "loose_marker+no_end"),
+        "rule below": (f"Why.\n## Revised answer\n\n---\n\n{TEXT}\n\n---", "loose_marker+no_end+heading"),
+        "fence around the text": (framed(f"```\n{TEXT}\n```"), "fence"),
+        "markdown fence": (framed(f"```markdown\n{TEXT}\n```"), "fence"),
+        "fence around it all": (f"```\n{framed(TEXT)}\n```", "fence"),
+        "fence around it all, no end": (f"Why.\n```\n{OPEN}\n{TEXT}\n```", "no_end+fence"),
+        "json": (json.dumps({"reasoning": "Why.", "revision": TEXT}), "json"),
+        "json, other names": (json.dumps({"Teacher Reasoning": "Why.", "Revised Answer": TEXT}), "json"),
+        "json in a fence": (f"Sure:\n```json\n{json.dumps({'revision': TEXT}, indent=2)}\n```\nDone.", "json"),
+        "json, revision in our lines": (json.dumps({"revision": f"{OPEN}\n{TEXT}\n{CLOSE}"}), "json"),
+        "json, raw line breaks": (f'{{"reasoning": "a\nb", "revision": "{TEXT}"}}', "json"),
+        "thinking": (f"<think>Hm.</think>\n{framed(TEXT)}", "clean"),
+        "draft in the thinking": (f"<think>\n{OPEN}\nA draft.\n{CLOSE}\n</think>\n{framed(TEXT)}", "thinking"),
+        "draft, opened by the template": (f"\n{OPEN}\nA draft.\n{CLOSE}\n</think>\n\n{framed(TEXT)}", "thinking"),
+        "draft in brackets": (f"[THINK]\n{OPEN}\nA draft.\n[/THINK]\n{framed(TEXT)}", "thinking"),
+        "thinking within": (framed(f"<think>Hm.</think>\n{TEXT}"), "thinking"),
+        "said again": (f"{framed(OTHER)}\n\nBetter:\n\n{framed(TEXT)}", "repeated_marker"),
+        "said again, open": (f"{OPEN}\n{OTHER}\n\n{OPEN}\n{TEXT}", "repeated_marker+no_end"),
+        "opening twice": (f"Why.\n{OPEN}\n{OPEN}\n{TEXT}\n{CLOSE}", "repeated_marker"),
+        "opening at both ends": (f"Why.\n{OPEN}\n{TEXT}\n{OPEN}", "repeated_marker+no_end"),
+        "marker and heading": (framed(f"**Revised answer:**\n{TEXT}"), "heading"),
+        "announced": (f"I put it between {OPEN} and {CLOSE}.\n\n{framed(TEXT)}", "repeated_marker"),
+        "heading before our line": (f"## Revision\nShorter.\n\n{framed(TEXT)}", "clean"),
+        "chatter after the end": (framed(TEXT, after="\n\nI kept the order."), "trailing"),
+        "crlf": (framed(TEXT).replace("\n", "\r\n"), "crlf"),
+        "paper": (f"{{teacher_reasoning}}\n\nWhy.\n\n{PAPERS}\n\n{TEXT}", "marker+no_end"),
+        "paper, colon": (f"{{teacher_reasoning}}:\nWhy.\n\n{PAPERS}: \n{TEXT}", "marker+no_end"),
+        "paper, text behind": (f"{{teacher_reasoning}}: Why.\n{PAPERS}: {TEXT}", "marker+no_end"),
+        "paper, no braces": (f"teacher_reasoning\nWhy.\ncorrected_student_solution\n{TEXT}", "marker+no_end"),
+        "paper, bold": (f"**{{teacher_reasoning}}**\nWhy.\n\n**{PAPERS}**:\n{TEXT}", "marker+no_end"),
+        "paper, escaped": (f"Why.\n**Corrected Student Solution:**\n{TEXT}", "loose_marker+no_end"),
+        "paper, the wrong way round": (f"{PAPERS}\n{TEXT}\n\n{{teacher_reasoning}}\nWhy.", "marker+no_end"),
+    }
+)  # fmt: skip
+"""Each reply with what is odd about it."""
+
+
+@pytest.mark.parametrize(("reply", "status"), UNDERSTOOD.values(), ids=UNDERSTOOD)
+def test_ugly_replies_that_are_understood(reply: str, status: str) -> None:
+    found = parse(reply)
+    assert found.text == TEXT
+    assert found.usable
+    if status == "clean":
+        assert found.status == "clean"
+    else:
+        assert found.status == f"tolerated:{status}"
+    assert not has_marker(found.text)
+
+
+@pytest.mark.parametrize(
+    ("reply", "finish", "status"),
+    [
+        pytest.param(framed(TEXT), "length", "truncated", id="cut after the end"),
+        pytest.param(f"Why.\n{OPEN}\nYour order le", "length", "truncated", id="cut"),
+        pytest.param("Why, I would say", "length", "truncated", id="cut in the reasoning"),
+        pytest.param("", "filter", "filtered", id="withheld"),
+        pytest.param(framed(TEXT), "filter", "filtered", id="withheld, with text"),
+        pytest.param("", "stop", "no_marker", id="nothing"),
+        pytest.param(TEXT, "stop", "no_marker", id="the bare text"),
+        pytest.param("Revised answers are better. Revision: 3.", "stop", "no_marker", id="words of the marker"),
+        pytest.param(f"I would put it after {OPEN} as asked.", "stop", "no_marker", id="talks about the marker"),
+        pytest.param(f"Between {OPEN} and {CLOSE}, you said.", "stop", "no_marker", id="talks about both"),
+        pytest.param(f"<think>{framed(TEXT)}", "stop", "no_marker", id="thinks and never speaks"),
+        pytest.param(f"<think>{framed(TEXT)}</think>", "stop", "no_marker", id="thinks and says nothing"),
+        pytest.param(framed(""), "stop", "empty", id="empty"),
+        pytest.param(framed(" \n---\n```\n```"), "stop", "empty", id="marks alone"),
+        pytest.param(json.dumps({"revision": ""}), "stop", "empty", id="empty in json"),
+        pytest.param(framed(ORIGINAL), "stop", "identical", id="the answer again"),
+        pytest.param(framed(ORIGINAL.replace(" ", "\n")), "stop", "identical", id="other white space"),
+        pytest.param("I'm sorry, but I can't help with that.", "stop", "refused", id="refusal"),
+        pytest.param("I’m sorry, but I can’t assist with this request.", "stop", "refused", id="curly refusal"),
+        pytest.param(framed("I cannot revise this answer."), "stop", "refused", id="refusal in the frame"),
+        pytest.param(framed("In this revised answer it left on Monday."), "stop", "self_referring", id="alludes"),
+        pytest.param(framed(f"{TEXT}\n\nChanges made:\n- the days"), "stop", "self_referring", id="list of changes"),
+        pytest.param(framed("Unlike the original answer, it left."), "stop", "self_referring", id="the other answer"),
+        pytest.param(framed("I've rephrased: it left on Monday."), "stop", "self_referring", id="says what it did"),
+        pytest.param(framed(f"It left.\nSee {PAPERS} there."), "stop", "marker_inside", id="the paper's marker within"),
+        pytest.param(f"{OPEN}\n{TEXT}\n\nThe {OPEN} is better.", "stop", "marker_inside", id="mentions the marker"),
+        pytest.param(
+            f"{PAPERS}\n{TEXT} It is long. {OTHER}\n{PAPERS}\nBye now.", "stop", "ambiguous", id="in the text"
+        ),
+        pytest.param(f"{OPEN}\n{TEXT}\n{OPEN}\nA cat.\n{CLOSE}", "stop", "ambiguous", id="in the text, ended"),
+        pytest.param((OPEN + "\nno\n") * 50, "stop", "ambiguous", id="goes round in circles"),
+        pytest.param('{"reasoning": "Why.", "revision": "It "left" today."}', "stop", "bad_json", id="broken json"),
+        pytest.param('{"reasoning": "Why.", "revision": "It le', "stop", "bad_json", id="half of json"),
+    ],
+)
+def test_ugly_replies_that_are_not_used(reply: str, finish: str, status: str) -> None:
+    found = parse(reply, finish)
+    assert found.status == status
+    assert not found.usable
+    assert not has_marker(found.text)
+
+
+def test_what_the_conversation_says_too_is_no_allusion() -> None:
+    says = "Here is the revised version: it left."
+    assert parse(framed(says)).status == "self_referring"
+    assert parse(framed(says), asked="Please rewrite this text: it leaved.").status == "clean"
+    mentions = "The student's answer is wrong: it left."
+    assert parse(framed(mentions)).status == "self_referring"
+    assert parse(framed(mentions), asked="Is the student's answer right?").status == "clean"
+    assert parse(framed("Your revised order left on Monday.")).status == "clean"
+
+
+def test_an_answer_that_declines_may_go_on_declining() -> None:
+    assert parse(framed("I cannot help with that today."), original="I cannot help with that!").status == "clean"
+
+
+def test_an_answer_that_is_code_keeps_its_fences() -> None:
+    assert parse(framed(CODE)) == Parsed("clean", CODE, "It lacks the days.")
+    assert parse(framed("```\nls -l\n```"), original="Do this:\n```\nls\n```").text == "```\nls -l\n```"
+    both = "```\nfirst\n```\nand\n```\nsecond\n```"
+    assert parse(framed(both)).text == both
+    nested = "```markdown\nRun:\n```sh\nls\n```\nDone.\n```"
+    assert parse(framed(nested)).text == "Run:\n```sh\nls\n```\nDone."
+
+
+def test_line_ends_are_those_of_the_answer() -> None:
+    """A reply that has CRLF around the delimiters has it everywhere; one that has not may have it in the answer."""
+    assert parse(framed("It left.\nBye.").replace("\n", "\r\n")).text == "It left.\nBye."
+    assert parse(framed("It left.\r\nBye.")).text == "It left.\r\nBye."
+
+
+def test_the_first_line_keeps_its_indentation() -> None:
+    assert parse(framed("    return left\n    # done")).text == "    return left\n    # done"
+
+
+def test_a_heading_that_the_answer_had_stays() -> None:
+    text = "## Revision\nIt left on Monday."
+    assert parse(framed(text), original="## Revision\nIt left.").text == text
+
+
+def test_json_that_is_the_answer_stays() -> None:
+    text = '{"revision": "7", "left": true}'
+    assert parse(framed(text)) == Parsed("clean", text, "It lacks the days.")
+    assert parse(framed(text, after="\nDone.")).text == text
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="shared/data/clair_gpt4_revisions.jsonl is not there")
+def test_published_revisions_parse_exactly() -> None:
+    rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 10
+    for row in rows:
+        expected = row["completion"].split(PAPERS)[1].removeprefix(":").strip()
+        found = parse(row["completion"], row["finish_reason"], original=row["rejected"], asked=row["prompt"])
+        assert (found.status, found.text) == ("tolerated:marker+no_end", expected)
+        assert found.reasoning and "{" + "teacher_reasoning}" not in found.reasoning
+
+
+plain = st.text(st.characters(blacklist_categories=["Cs"]), max_size=200)
+answers = st.one_of(
+    plain,
+    st.text("ab01 .:*#>`{}[]<>\"'\\\n\r\t-=", max_size=80),
+    st.lists(st.sampled_from(["# Title", "It left.", "```", "```py", "---", "{{answer}}", "{}", "    x = 1", ""])).map(
+        "\n".join
+    ),
+)
+
+
+@given(text=answers, before=plain)
+@example(text="{{answer}} {0} %s \\1", before="")
+@example(text="x\r\ny", before="")
+@example(text="x</answer>\ny", before="Why.")
+def test_whatever_the_answer_is_a_clean_reply_gives_it_back(text: str, before: str) -> None:
+    expected = text.rstrip()
+    while expected[:1] in "\r\n \t" and "\n" in expected and not expected.partition("\n")[0].strip():
+        expected = expected.partition("\n")[2]
+    found = parse(f"{before}\n{OPEN}\n{text}\n{CLOSE}", original="```\ncode\n```")
+    if found.usable:
+        assert found.text == expected
+        assert found.status == "clean"
+    else:
+        assert not any(map(str.isalnum, text)) or found.status in ("self_referring", "refused", "marker_inside")
+
+
+NOISE = [
+    OPEN, CLOSE, OPEN.lower(), "<<<END>>>", PAPERS, "corrected_student_solution:", "{teacher_reasoning}", "**[Revised]**",
+    "## Revised answer", "**Revised answer:**", "[REVISED ANSWER]", "</revised answer>", "<think>", "</think>", "```",
+    "```json", '{"revision": "', '"}', "---", "\n", "\r\n", " ", "It left on Monday.", "I can't help with that.", "{", "<",
+    ">", "*", ":", "\ufeff", "“", "Why?", "[/THINK]", "this revision", "END OF REVISED ANSWER",
+]  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(NOISE), max_size=25).map("".join), st.sampled_from(["stop", "length", "filter"]))
+def test_no_splice_of_markers_and_noise_gets_a_marker_through(reply: str, finish: str) -> None:
+    found = parse(reply, finish)
+    assert found.usable or found.status in STATUSES
+    assert finish == "stop" or not found.usable
+    assert not found.usable or any(map(str.isalnum, found.text))
+    for marker in (OPEN, CLOSE, PAPERS, "corrected_student_solution", "{teacher_reasoning}", "<<<END>>>"):
+        assert marker.casefold() not in found.text.casefold()
+    strict = [marker for marker in find_markers(found.text) if marker.rank != "loose"]
+    assert strict == []
+
+
+@given(st.lists(st.sampled_from(NOISE), max_size=12).map("".join))
+def test_a_clean_block_is_found_after_any_closed_thought(noise: str) -> None:
+    thought = noise.replace("</think>", "").replace("[/THINK]", "")
+    assert parse(f"<think>{thought}</think>\n{framed(TEXT)}").text == TEXT
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["*", " ", "\n", "<", "<<<", "[", "```\n", "<think>", OPEN, OPEN + "\n", "\n" + CLOSE, '{"a": ', '{"revision": "', "- ",
+     "revised ", "I can't ", "the original ", "=" * 40 + "\n", "\r", "“", "{"],
+)  # fmt: skip
+def test_a_long_reply_of_one_thing_is_read_in_one_pass(piece: str) -> None:
+    """Of a pattern that backtracks, a test would not see the end."""
+    many = piece * (50_000 // len(piece))
+    found = parse(framed(f"{many}x", before=f"x\n{many}"))
+    assert found.usable or found.status in STATUSES
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["this revision", "In my edit,", "In the rewrite,", "The edits made here", "Improvements:", "I've polished it",
+     "I rewrote it", "Here's my enhanced", "my refined draft", "Your reworked message", "I have reworded it",
+     "the aim of the edit"],
+)  # fmt: skip
+def test_every_way_to_speak_of_the_edit_is_seen(said: str) -> None:
+    assert parse(framed(f"It left.\n{said}\nBye.")).status == "self_referring"
