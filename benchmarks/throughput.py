@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 PARTS = Path(__file__).with_name("throughput_parts")
 sys.path.insert(0, str(PARTS))
-from rows import count_right, write_rows  # noqa: E402
+from rows import count_right, write_rows  # noqa: E402  # pyright: ignore[reportMissingImports]  (PARTS is on the path)
 
 LATENCY, SLOTS = 0.2, 64
 FEW, MANY = 200, 20_000
