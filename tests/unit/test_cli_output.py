@@ -34,6 +34,7 @@ SUMMARY: dict[str, Any] = {
     "drift": {"kl_per_token": 0.0812, "prompts": 100},
     "preference": {"accuracy": 0.98, "n": 50},
     "pairs": 290,
+    "sets": {},
     "failures": 10,
     "objective": {"apo_zero": 1.0},
     "seconds": {"sample": 60.0, "train": 61.2},

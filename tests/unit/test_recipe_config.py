@@ -143,3 +143,27 @@ def test_a_data_file_gives_its_run_a_name(source: str, name: str) -> None:
 def test_the_message_counts_what_else_is_wrong() -> None:
     with pytest.raises(RecipeError, match=r"^here: seed: got -1, but .* \(and 1 more\)$"):
         parse_recipe({"train": {"beta": -1}, "seed": -1}, source="here")
+
+
+@pytest.mark.parametrize("setting", ["llm.reviser", "llm.reviser.timeout", "llm.reviser.api_key", "llm.api_key", "llm"])
+def test_a_key_in_the_wrong_place_is_not_shown(setting: str) -> None:
+    data: dict[str, object] = {}
+    override_setting(data, f"{setting}=sk-not-to-be-seen")
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(data)
+    assert "sk-not" not in str(caught.value)
+
+
+def test_a_key_that_stands_where_a_group_belongs_is_not_shown() -> None:
+    with pytest.raises(RecipeError, match="not a group of settings") as caught:
+        override_setting({"llm": {"reviser": "sk-not-to-be-seen"}}, "llm.reviser.model=m")
+    assert "sk-not" not in str(caught.value)
+
+
+def test_evaluation_sets_are_looked_up_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "eval.jsonl").write_text("{}")
+    named = {"train": "gone.jsonl", "decontaminate": ["eval.jsonl", "owner/name"]}
+    (tmp_path / "r" / "r.yaml").write_text(yaml.safe_dump({"prompts": named}))
+    prompts = load_recipe(tmp_path / "r" / "r.yaml").prompts
+    assert prompts and prompts.decontaminate == (str(tmp_path / "r" / "eval.jsonl"), "owner/name")

@@ -107,6 +107,8 @@ def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> 
         return
     style, drift, preference = summary["style"], summary["drift"], summary["preference"]
     print(f"{summary['name']}: {summary['pairs']} pairs, {summary['failures']} rows left out")
+    for maker, count in summary["sets"].items():
+        print(f"set {maker}: {count} pairs")
     if style["after"]["all"] is not None:
         before, after = (f"{style[side]['all']:.1%}" for side in ("before", "after"))
         print(f"all rules kept: {before} before, {after} after ({style['n']} held-out prompts)")

@@ -100,6 +100,7 @@ PATHS = (
     ("prompts", "heldout"),
     ("prompts", "general"),
     ("prompts", "unstyled"),
+    ("prompts", "decontaminate"),
     ("pairs", "file"),
     ("pairs", "answers"),
     ("pairs", "prompt"),
@@ -154,7 +155,8 @@ def override_setting(data: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override}: {part} is {inner!r}, not a group of settings")
+            got = "a value that is not shown" if parts[0] == "llm" else repr(inner)
+            raise RecipeError(f"--set {override}: {part} is {got}, not a group of settings")
         place[part] = inner = dict(inner)
         place = inner
     place[parts[-1]] = value
@@ -164,14 +166,15 @@ def problem(error: ValidationError) -> str:
     """The first of pydantic's complaints as a line; how many more there are."""
     first, *more = error.errors()
     place = ".".join(str(part) for part in first["loc"])
-    got = first.get("input")
+    # whatever stands among the models' settings by mistake may be a key
+    got = "a value that is not shown" if first["loc"][:1] == ("llm",) else _short(first.get("input"))
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
     elif first["type"] == "value_error":
         text = f"{place}: {first['msg'].removeprefix('Value error, ')}"
     else:
         expected = first["msg"][0].lower() + first["msg"][1:]
-        text = f"{place}: got {_short(got)}, but {expected}"
+        text = f"{place}: got {got}, but {expected}"
     return text + (f" (and {len(more)} more)" if more else "")
 
 
@@ -202,18 +205,26 @@ def _beside(data: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
     for key in keys[:-1]:
         place = place.get(key) if isinstance(place, dict) else None
     value = place.get(keys[-1]) if isinstance(place, dict) else None
+    if isinstance(value, list) and keys[-1] == "decontaminate":
+        place[keys[-1]] = [_path_beside(keys, one, folder) for one in value]
+    elif value is not None:
+        place[keys[-1]] = _path_beside(keys, value, folder)
+
+
+def _path_beside(keys: tuple[str, ...], value: Any, folder: Path) -> Any:
+    """The path as it lies beside the recipe; what is no path, or may be a hub id, as it is."""
     if not isinstance(value, str) or "\0" in value:
-        return
+        return value
     try:
         beside = folder / Path(value).expanduser()
     except RuntimeError:
         raise RecipeError(f"{'.'.join(keys)}: got {value!r}, but there is no such home folder; write it out") from None
     # a model or data set may be a hub id: only what lies there, or can only be a file, is a path
-    if keys[-1] in ("model", "file") and not beside.exists():
-        return
+    if keys[-1] in ("model", "file", "answers") and not beside.exists():
+        return value
     if keys[0] == "prompts" and not beside.exists() and not Path(value).suffix:
-        return
-    place[keys[-1]] = str(beside)
+        return value
+    return str(beside)
 
 
 def _first(error: Exception) -> str:
