@@ -54,6 +54,15 @@ def test_an_adapter_is_loaded_on_the_base_that_it_names(folder, adapter):
     assert not torch.allclose(adapted, tiny()(tokens).logits)
 
 
+def test_the_head_reads_one_block_of_memory(adapter):
+    """With frozen weights torch would copy them for each row of strided states."""
+    found = load(str(adapter), dtype="float32")
+    seen = []
+    found.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found.model(input_ids=torch.ones(3, 5, dtype=torch.long), logits_to_keep=1)
+    assert seen[0].shape[:2] == (3, 1) and seen[0].is_contiguous()
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "m")
     bare = tokenizer()
