@@ -10,7 +10,7 @@ import pytest
 from anchorline.data import drop_overlap, read_jsonl, read_prompts
 
 FOLDER = Path(__file__).parents[2] / "prompts"
-COUNTS = {"harbour": 300, "harbour-heldout": 60, "general": 100, "unstyled": 64}
+COUNTS = {"harbour": 300, "harbour-heldout": 60, "general": 100, "unstyled": 96}
 FILES = {name: read_prompts(FOLDER / f"{name}.jsonl", strict=True).rows for name in COUNTS}
 SHOP = FILES["harbour"] + FILES["harbour-heldout"]
 NAMED = re.compile(

@@ -91,7 +91,7 @@ def check(model: Any, examples: list[Any]) -> dict[str, torch.Tensor]:
     # against the whole gradient: where a part of it cancels to nearly nothing, that part is rounding alone
     whole = torch.cat([g.flatten() for g in plain.gradients.values()]).norm()
     for name, gradient in plain.gradients.items():
-        assert (packed.gradients[name] - gradient).norm() < limit * (gradient.norm() + 0.01 * whole) + 1e-30, name
+        assert (packed.gradients[name] - gradient).norm() < limit * (gradient.norm() + 0.03 * whole) + 1e-30, name
     return packed.gradients
 
 

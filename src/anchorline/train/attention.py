@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from anchorline.errors import ModelError
+from anchorline.train.cpu_attention import causal_attention, visible
 from anchorline.train.layout import Branching
 
 PACKED = "anchorline_packed"
@@ -64,9 +65,15 @@ def packed_attention(
         raise ModelError("soft-capped attention and attention sinks do not run packed; set train.forward to plain")
     if packed_layout is None:
         raise ModelError("the packed attention was called without a layout; use train.forward.packed_logps")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    attend = _causal
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        # repeated once for the row instead of once a call: no CPU kernel takes grouped heads
+    if device == "cpu" and query.dtype == torch.bfloat16 and not dropout:
+        attend = _causal_bf16
+    elif groups > 1:
+        # repeated once for the row instead of once a call: torch's CPU kernel takes no grouped heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     # one split a tensor: its backward is one concatenation, where slices would each fill a row-wide gradient with zeros
     shared = max(branching.opening for branching in packed_layout)
@@ -74,7 +81,7 @@ def packed_attention(
     opening, *parts = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     outputs: list[torch.Tensor] = []
     if shared:
-        outputs.append(_causal(opening[0], opening[1], opening[2], scaling, dropout, sliding_window))
+        outputs.append(attend(opening[0], opening[1], opening[2], scaling, dropout, sliding_window))
     for branching in packed_layout:
         prompt, *branches = parts[: len(branching.ends) + 1]
         del parts[: len(branching.ends) + 1]
@@ -82,7 +89,7 @@ def packed_attention(
             seen = [opening, prompt, branch] if branching.opening else [prompt, branch]
             k, v = (torch.cat([part[i] for part in seen], dim=2) for i in (1, 2))
             q = torch.cat([prompt[0], branch[0]], dim=2) if number == 0 else branch[0]
-            outputs.append(_causal(q, k, v, scaling, dropout, sliding_window))
+            outputs.append(attend(q, k, v, scaling, dropout, sliding_window))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
@@ -100,9 +107,21 @@ def _causal(
     if queries == keys and window is None:
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
     # [queries, keys] of one branch, not [T, T] of the row
-    distance = torch.arange(keys - queries, keys, device=q.device)[:, None] - torch.arange(keys, device=q.device)
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    seen = visible(queries, keys, window, q.device)
     return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, dropout_p=dropout)
+
+
+def _causal_bf16(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """The same on a CPU in bfloat16, without dropout."""
+    assert not dropout
+    return causal_attention(q, k, v, scale=scaling, window=sliding_window)
 
 
 def refuse_unpackable(model: PreTrainedModel) -> None:
