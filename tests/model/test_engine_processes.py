@@ -88,8 +88,11 @@ def test_a_training_killed_with_sigkill_continues_to_the_same_end(model, tmp_pat
 STEP = """
 import sys
 from pathlib import Path
+import torch.distributed
 from test_engine_processes import one_step
 one_step(sys.argv[1], Path(sys.argv[2]), rows=2)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # else gloo's threads may still run when the interpreter ends, which aborts
 """
 
 
