@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from anchorline.pairs.settings import PairSettings
 from anchorline.train.config import TrainSettings
 
 MAX_BYTES = 1_000_000
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
+"""What is no key, whatever the setting."""
 
 
 class Prompts(BaseModel):
@@ -167,7 +170,9 @@ def problem(error: ValidationError) -> str:
     first, *more = error.errors()
     place = ".".join(str(part) for part in first["loc"])
     # whatever stands among the models' settings by mistake may be a key
-    got = "a value that is not shown" if first["loc"][:1] == ("llm",) else _short(first.get("input"))
+    value = first.get("input")
+    hidden = first["loc"][:1] == ("llm",) and not _NUMBER.fullmatch(str(value))
+    got = "a value that is not shown" if hidden else _short(value)
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
     elif first["type"] == "value_error":

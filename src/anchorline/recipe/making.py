@@ -4,7 +4,7 @@ What was answered is in the request cache, so making a set again (after a kill, 
 asks only for what is new. The makers are async and a stage is not: the event loop begins and ends in this file.
 
 >>> make_set(run, "clair", stage="pairs", target="pairs.jsonl")  # doctest: +SKIP
-Made(pairs=290, failures=[...], costs={'revise': {'calls': 300, ...}})
+Made(pairs=290, failures=[...], counts={'maker': 'clair', 'rows': 300, ...})
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ from anchorline.pairs import (
 from anchorline.recipe.batching import PerRow, by_batches
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.desk import Desk, costs, open_desk, settings_of
+from anchorline.recipe.counts import Counts
+from anchorline.recipe.desk import Desk, open_desk, settings_of
 from anchorline.style import Style
 from anchorline.types import Answer, Failure, Pair, Prompt
 
@@ -69,15 +70,15 @@ CANDIDATES = "candidates.jsonl"
 
 
 class Made(NamedTuple):
-    """How many pairs were written, the rows that fell out, and what the run has paid so far, by what it was for."""
+    """How many pairs were written, the rows that fell out, and what became of all rows, at which cost, as JSON."""
 
     pairs: int
     failures: list[Failure]
-    costs: dict[str, dict[str, Any]]
+    counts: dict[str, Any]
 
 
 def make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
-    """Make a set of pairs into the file `target`, whole or not at all.
+    """Make a set of pairs into the file `target`, whole or not at all; a set without a pair is no file.
 
     Raises:
         BudgetReached, CircuitOpen, KeyRefused: what was answered is kept, and the same call goes on from there.
@@ -132,6 +133,7 @@ def check_style(recipe: Recipe, maker: str) -> None:
 
 async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
     failures: list[Failure] = []
+    counts = Counts(maker)
     file = run.path(target)
     partial = file.with_name(file.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +142,7 @@ async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> 
     waiting: list[dict[str, Any]] = []
 
     def take(result: Pair | Failure, advance: Callable[[int], None]) -> None:
+        counts.add(result)
         if isinstance(result, Pair):
             waiting.append(pair_to_row(result))
             if len(waiting) >= CHUNK:
@@ -152,10 +155,13 @@ async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> 
     async with open_desk(run) as desk:
         with run.progress.task(f"pairs: {maker}", total=count_rows(run, maker), unit="rows") as advance:
             tally = await _through(run, maker, desk, rows_of(run, maker), lambda result: take(result, advance))
-        paid = costs(desk.cache, run.id)
+        cost = desk.ledger.total()
     append_jsonl(partial, waiting)
-    partial.replace(file)
-    return Made(tally, [replace(failure, stage=stage) for failure in failures], paid)
+    if tally:
+        partial.replace(file)
+    else:
+        partial.unlink()
+    return Made(tally, [replace(failure, stage=stage) for failure in failures], counts.row(cost))
 
 
 async def _through(

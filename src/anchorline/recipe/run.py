@@ -31,6 +31,7 @@ from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.progress import SILENT, Progress
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
+from anchorline.recipe.counts import a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
 from anchorline.recipe.making import check_style, needed_endpoints, pilot
 from anchorline.recipe.manifest import (
@@ -205,10 +206,11 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
     finally:
         record.seconds = round(record.seconds + time.monotonic() - started, 2)
         record.peak_rss_gib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+        manifest.makers |= context.made
+        manifest.costs = paid_so_far(context, manifest)
         write_manifest(folder, manifest)
     keep_failures(folder, stage.name, failures)
     manifest.machine |= machine()
-    manifest.costs = paid_so_far(context)
     record.outputs = {name: content_hash(folder / name) for name in stage.outputs if (folder / name).exists()}
     record.status = "done"
     manifest.counts |= {
@@ -218,8 +220,11 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
     write_manifest(folder, manifest)
 
 
-def paid_so_far(context: RunContext) -> dict[str, Any]:
-    """What the run has paid for, by what for; with all of it, and for each kept pair."""
+def paid_so_far(context: RunContext, manifest: Manifest) -> dict[str, Any]:
+    """What the run has paid for, by what for; with all of it, and for each kept pair of each set.
+
+    A pair's part: the calls of its maker, and the policy's answers that the maker took; not what other sets cost.
+    """
     file = cache_file(context.recipe, context.folder)
     if not file.is_file():
         return {}
@@ -230,9 +235,16 @@ def paid_so_far(context: RunContext) -> dict[str, Any]:
     tokens = sum(cost["prompt_tokens"] + cost["completion_tokens"] for cost in by_stage.values())
     dollars = [cost["usd"] for cost in by_stage.values()]
     usd = None if None in dollars else sum(dollars)
-    kept = len(read_appended(context.path("pairs.jsonl")).rows)
-    a_pair = {"tokens": tokens / kept, "usd": None if usd is None else usd / kept} if kept else None
-    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": a_pair}
+    kept = {}
+    for stage, made in manifest.makers.items():
+        sampled = [by_stage[name] for name in _SAMPLED[made["maker"]] if name in by_stage]
+        parts = [{"tokens": cost["prompt_tokens"] + cost["completion_tokens"], "usd": cost["usd"]} for cost in sampled]
+        kept[stage] = a_pair([*parts, *([made["costs"]] if "costs" in made else [])], made["pairs"])
+    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": kept}
+
+
+_SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
+"""Whose cost is shared by the pairs of a maker: the stages that asked the policy."""
 
 
 def versions() -> dict[str, str]:
