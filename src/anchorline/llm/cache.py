@@ -71,8 +71,14 @@ class RequestCache:
         self.close()
 
     def close(self) -> None:
-        """Close the file, after what is being written."""
+        """Close the file, after what is being written and what waits for its turn.
+
+        A run that stops (a spent budget, Ctrl-C) cancels whoever waits for a row to be on disk, but the reply is paid for.
+        """
         self._thread.shutdown()
+        left, self._pending = self._pending, []
+        if left:
+            self._write_group(left)
         self._reader.close()
         self._writer.close()
 

@@ -16,6 +16,9 @@ from typing import Any
 from anchorline.llm.costs import Cost
 from anchorline.types import Failure, Pair
 
+SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
+"""The stages that asked the policy for the answers that a maker takes."""
+
 
 @dataclass(slots=True)
 class Counts:

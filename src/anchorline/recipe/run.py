@@ -31,9 +31,9 @@ from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.progress import SILENT, Progress
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
-from anchorline.recipe.counts import a_pair
+from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_style, needed_endpoints, pilot
+from anchorline.recipe.making import check_style, check_templates, needed_endpoints, pilot
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -163,6 +163,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     for maker in makers:
         check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
         check_style(context.recipe, maker)
+        check_templates(context.recipe, maker)
     sampled = names & {"sample", "resample"}
     if sampled and context.recipe.llm.policy is not None:
         check_endpoints(context.recipe, ["policy"])
@@ -237,14 +238,10 @@ def paid_so_far(context: RunContext, manifest: Manifest) -> dict[str, Any]:
     usd = None if None in dollars else sum(dollars)
     kept = {}
     for stage, made in manifest.makers.items():
-        sampled = [by_stage[name] for name in _SAMPLED[made["maker"]] if name in by_stage]
+        sampled = [by_stage[name] for name in SAMPLED[made["maker"]] if name in by_stage]
         parts = [{"tokens": cost["prompt_tokens"] + cost["completion_tokens"], "usd": cost["usd"]} for cost in sampled]
         kept[stage] = a_pair([*parts, *([made["costs"]] if "costs" in made else [])], made["pairs"])
     return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": kept}
-
-
-_SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
-"""Whose cost is shared by the pairs of a maker: the stages that asked the policy."""
 
 
 def versions() -> dict[str, str]:
