@@ -31,7 +31,7 @@ from anchorline.report.charts import (
 from anchorline.report.diff import Diff, visible, word_diff
 from anchorline.report.figures import MISSING, duration, factor, number, objective_text, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
-from anchorline.report.making import making, usd
+from anchorline.report.making import making, share, usd
 
 KEPT_SAMPLES, FAILED_SAMPLES, PAIR_SAMPLES = 4, 2, 3
 MEASURES = {
@@ -117,6 +117,7 @@ def environment() -> Environment:
         "bar": share_bar,
         "factor": factor,
         "usd": usd,
+        "share": share,
         "message": _message,
         "turns": _turns,
         "pretty": _pretty,

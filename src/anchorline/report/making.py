@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from anchorline.report.charts import is_number
+from anchorline.report.figures import number
 from anchorline.report.files import mapping
 
 PURPOSES = {
@@ -99,4 +100,9 @@ def _sets(manifest: Mapping[str, Any], a_pair: Mapping[str, Any]) -> Iterator[Ma
 
 
 def _listed(counts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    return ", ".join(f"{number(count)} {name}" for name, count in counts.items())
+
+
+def share(part: Any, whole: Any) -> float | None:
+    """A part of a whole, None where one of them is no number or there is nothing."""
+    return part / whole if is_number(part) and is_number(whole) and whole else None
