@@ -3,9 +3,9 @@ r"""Closing remarks: what a reviser says about its edit below a revision that no
 Where the end marker is there, what stands behind it is no part of the revision. Where it lacks, a remark would be learnt as
 the answer's last paragraph, so such a reply is not used.
 
->>> closing_remark("Hold it for ten seconds.\\n\\n**Explanation of changes:** the time was wrong.", "Press it.", "How?")
+>>> closing_remark("Hold it for ten seconds.\n\n**Explanation of changes:** the time was wrong.", "Press it.", "How?")
 'explanation of changes:'
->>> closing_remark("Hold it for ten seconds.\\n\\n**Explanation:** it takes that long to restart.", "Press it.", "How?")
+>>> closing_remark("Hold it for ten seconds.\n\n**Explanation:** it takes that long to restart.", "Press it.", "How?")
 """
 
 from __future__ import annotations
