@@ -65,7 +65,12 @@ def test_the_rules_make_a_set_beside_the_runs_own_pairs(tmp_path: Path) -> None:
         recipe = write_project(tmp_path, fake.url)
         anchorline("pairs", recipe, "--out", out)
         own = (out / "pairs.jsonl").read_bytes()
+        recipe_was = (out / "recipe.yaml").read_bytes()
         anchorline("pairs", "clair", out, "--reviser", "rules")
+        calls = fake.calls
+        anchorline("pairs", out)  # with the options of the run, not of the set
+        assert fake.calls == calls and (out / "recipe.yaml").read_bytes() == recipe_was
+        assert "reviser: rules" in (out / "sets/clair/recipe.yaml").read_text()
     assert (out / "pairs.jsonl").read_bytes() == own
     assert {row["reviser"] for row in rows_of(out / "sets/clair/pairs.jsonl")} == {"rules"}
     assert {row["reviser"] for row in rows_of(out / "pairs.jsonl")} == {"reviser"}

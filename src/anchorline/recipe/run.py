@@ -88,7 +88,9 @@ def run(
         manifest.anchorline, manifest.versions = anchorline.__version__, versions()
         manifest.stages = {s.name: manifest.stages[s.name] for s in STAGES if s.name in manifest.stages}
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        with replacing(folder / "recipe.yaml") as temporary:
+        place = recipe_file(folder, manifest, maker)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary:
             temporary.write_text(text, encoding="utf-8")
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
@@ -116,6 +118,14 @@ def try_out(
                 bring_up_to_date(stage, context, manifest)
         write_manifest(folder, manifest)
         return pilot(context, maker or recipe.pairs.maker, rows)
+
+
+def recipe_file(folder: Path, manifest: Manifest, maker: Maker | None) -> Path:
+    """Where the resolved recipe goes. What a set is made with beside pairs that are there must not become their recipe: the
+    next command on the folder would make them anew.
+    """
+    beside = maker is not None and not {"pairs", "given"}.isdisjoint(manifest.stages)
+    return folder / SETS / str(maker) / "recipe.yaml" if beside else folder / "recipe.yaml"
 
 
 def match_sets(folder: Path) -> dict[str, int]:
