@@ -218,6 +218,11 @@ def test_a_batch_costs_half_and_its_replies_are_everybodys(tmp_path: Path, monke
         assert half["usd"] == pytest.approx(full["usd"] / 2)
         assert half["kept_pair"]["pairs:clair"]["usd"] == pytest.approx(full["kept_pair"]["pairs:clair"]["usd"] / 2)
         anchorline("pairs", "clair", recipe, "--out", tmp_path / "batch")
+        # made again of the same replies: what a pair cost stays what it was
+        anchorline(
+            "pairs", "clair", recipe, "--out", tmp_path / "batch", "--batch", "--set", "pairs.gates.max_change=0.8"
+        )
+        assert manifest_of(tmp_path / "batch")["costs"] == half
         assert fake.calls == 2 * calls and len(fake.server._batches._batches) == 2  # the samples, the revisions
 
 
