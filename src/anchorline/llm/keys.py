@@ -21,7 +21,6 @@ from typing import Any
 from anchorline.llm.types import Request
 from anchorline.types import Message, Messages
 
-
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
