@@ -210,14 +210,12 @@ def test_a_server_that_hangs_up_or_speaks_no_http_is_a_lost_connection(says: byt
     asyncio.run(main())
 
 
-def test_only_the_pool_bounds_the_calls_and_slots_go_by_the_clock() -> None:
-    server = FakeServer(latency=0.2, slots=150)
+def test_only_the_pool_bounds_the_calls() -> None:
+    server = FakeServer(latency=1.0, slots=300)
 
     async def use(endpoint: OpenAIEndpoint) -> None:
-        started = time.monotonic()
         await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(300)))
         assert len(server._connections) == 300
-        assert time.monotonic() - started >= 0.4  # two turns of the slots
 
     against(server, use)
 

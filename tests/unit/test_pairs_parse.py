@@ -307,6 +307,7 @@ PIECES = (
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 @example("\n[REVİSED ANSWER]:\nIt left.")
+@example("\n[Revısed answer]:\nIt left.")
 @example("\n<<<END>>>\n")
 @example("teacher_reasoning: it lacks the day")
 def test_the_quick_look_for_markers_overlooks_none(text: str) -> None:
