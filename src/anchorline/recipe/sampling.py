@@ -1,6 +1,6 @@
 """The policy's answers from a server (vLLM, say): through the request cache, so that no prompt is asked twice.
 
->>> ask_policy(run, run.prompts("prompts.jsonl"), "answers.jsonl")  # doctest: +SKIP
+>>> ask_policy(run, run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")  # doctest: +SKIP
 []
 """
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from anchorline.data import answer_to_row
 from anchorline.judge import Sampling
-from anchorline.llm.types import Endpoint
+from anchorline.llm.types import Endpoint, SampleSettings
 from anchorline.pairs import make
 from anchorline.recipe.batching import Wrap, by_batches
 from anchorline.recipe.context import RunContext
@@ -22,14 +22,17 @@ from anchorline.types import Answer, Failure, Prompt
 STAGE = "sample"
 
 
-def ask_policy(run: RunContext, prompts: list[Prompt], name: str, stage: str = STAGE) -> list[Failure]:
+def ask_policy(
+    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str = STAGE
+) -> list[Failure]:
     """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one."""
-    return asyncio.run(_ask_all(run, prompts, name, stage))
+    return asyncio.run(_ask_all(run, prompts, asked, name, stage))
 
 
-async def _ask_all(run: RunContext, prompts: list[Prompt], name: str, stage: str) -> list[Failure]:
+async def _ask_all(
+    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str
+) -> list[Failure]:
     served = run.need(run.recipe.llm.policy, "llm.policy")
-    asked = run.recipe.sample
     how = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p)
     answers: list[Answer] = []
     failures: list[Failure] = []

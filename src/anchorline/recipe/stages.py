@@ -120,24 +120,34 @@ def _source(source: str | float | None) -> Any:
 
 
 def _sample(run: RunContext) -> list[Failure]:
-    failures = _answered(run, run.prompts("prompts.jsonl"), "answers.jsonl")
+    failures = _answered(run, run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")
     unstyled = run.prompts("unstyled-prompts.jsonl")
     if unstyled:
-        failures += _answered(run, unstyled, "unstyled-answers.jsonl")
+        failures += _answered(run, unstyled, as_it_is(run.recipe.sample), "unstyled-answers.jsonl")
     return failures
+
+
+def as_it_is(settings: SampleSettings) -> SampleSettings:
+    """Sampling from the policy's own distribution, for answers that are to stay as likely as they are.
+
+    Imitating samples of that very distribution leaves it alone on average; samples of a lower temperature sharpen it.
+    """
+    return settings.model_copy(update={"temperature": 1.0, "top_p": 1.0})
 
 
 def _resample(run: RunContext) -> list[Failure]:
     first = run.prompts("prompts.jsonl")
     again = [replace(prompt, id=f"{prompt.id}#{n}") for n in range(1, run.recipe.pairs.samples) for prompt in first]
-    return _answered(run, again, MORE, "resample")
+    return _answered(run, again, run.recipe.sample, MORE, "resample")
 
 
-def _answered(run: RunContext, prompts: list[Prompt], name: str, stage: str = "sample") -> list[Failure]:
+def _answered(
+    run: RunContext, prompts: list[Prompt], settings: SampleSettings, name: str, stage: str = "sample"
+) -> list[Failure]:
     """Let the policy answer, where it is; the rows without an answer."""
     if run.recipe.llm.policy is not None:
-        return ask_policy(run, prompts, name, stage)
-    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, run.recipe.sample, name)
+        return ask_policy(run, prompts, settings, name, stage)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, settings, name)
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
 
 
