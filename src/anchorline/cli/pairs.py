@@ -82,6 +82,12 @@ def pairs(
     batch: Annotated[
         bool, typer.Option("--batch", help="Use the endpoints' batch interface: half the price, within a day.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|ray", help="Make the rows here, or on a Ray cluster's workers.", show_default=False
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -105,6 +111,8 @@ def pairs(
       anchorline pairs clair answers.jsonl --reviser qwen --base-url http://127.0.0.1:8000/v1 --out runs/qwen
 
       anchorline pairs on-policy runs/harbour --judge gpt-4o-mini --max-usd 5
+
+      RAY_ADDRESS=auto anchorline pairs stronger runs/harbour --stronger gpt-4o --engine ray
     """
     maker, source = _maker_and_source(words)
     # a set beside the run's own pairs leaves the recipe's maker alone
@@ -113,6 +121,7 @@ def pairs(
         named[f"pairs__{name}"] = None if model is None else own if model == own else "llm"
         named[f"llm__{name}__model"] = None if model == own else model
     named["llm__stronger__model"] = stronger
+    named["pairs__engine"] = engine
     if base_url is not None:
         named |= {
             f"llm__{key.split('__')[1]}__base_url": base_url for key, value in named.items() if value and "llm" in key

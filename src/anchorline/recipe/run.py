@@ -32,7 +32,7 @@ from anchorline.progress import SILENT, Progress
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_style, needed_endpoints, pilot
+from anchorline.recipe.making import check_engine, check_style, needed_endpoints, pilot
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -79,7 +79,7 @@ def run(
     """
     upto = set_stage(maker) if maker else upto
     stages = wanted_stages(recipe, upto)
-    check(RunContext(recipe, folder), stages)
+    check(RunContext(recipe, folder, calls=calls), stages)
     with open_folder(folder):
         manifest = read_manifest(folder)
         context = RunContext(recipe, folder, progress=progress, calls=calls, run_id=manifest.id)
@@ -162,6 +162,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     for maker in makers:
         check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
         check_style(context.recipe, maker)
+        check_engine(context.recipe, maker, batch=context.calls.batch)
     sampled = names & {"sample", "resample"}
     if sampled and context.recipe.llm.policy is not None:
         check_endpoints(context.recipe, ["policy"])
