@@ -37,6 +37,8 @@ SHARD = 100
 """Rows that travel together; few rows make smaller shards, so that every worker gets some."""
 SHARDS_A_WORKER = 4
 """Shards that a worker makes at the same time: as one ends, the others keep its calls going."""
+WAVES = 2
+"""At least so many times that number of shards, where there are rows enough: a fast worker takes more than a slow one."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -88,19 +90,21 @@ def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int]
         return
     with _cluster() as ray:
         workers = min(run.recipe.pairs.workers or _room(ray, run.recipe, maker), owed)
-        size = max(1, min(SHARD, -(-owed // (workers * SHARDS_A_WORKER))))
+        size = max(1, min(SHARD, -(-owed // (workers * SHARDS_A_WORKER * WAVES))))
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
         options = {"num_cpus": 0, "max_concurrency": 100_000, "scheduling_strategy": here}
-        desk = ray.remote(Desk).options(**options).remote(run.recipe, run.folder.absolute(), run.calls, run.id)
+        cache = cache_file(run.recipe, run.folder).absolute()
+        actor = ray.remote(Desk).options(**options)
+        desk = actor.remote(run.recipe, cache, run.id, retry_failed=run.calls.retry_failed)
         shards = cut(rows_of(run, maker), size=size, done=done)
         try:
             for start, results in _results(ray, run, maker, desk, shards, workers):
                 keep(folder, start, results)
                 on_rows(len(results))
             ray.get(desk.close.remote())
-        except (ray.exceptions.RayError, ray.data.exceptions.RayDataError) as error:
+        except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
             raise AnchorlineError(
                 f"Ray could not go on ({last_line(error)}). What was answered is kept: run the same command again"
             ) from error
@@ -153,6 +157,7 @@ def _cluster() -> Iterator[Any]:
     try:
         import ray
         import ray.data
+        import ray.data.exceptions
         import ray.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:

@@ -24,7 +24,7 @@ from anchorline.llm.types import Endpoint, Request
 from anchorline.pairs import make
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.desk import cache_file, settings_of
+from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import per_row
 from anchorline.recipe.relay import Outcome, Relay, Relayed, Step
 from anchorline.recipe.shards import input_from_row, result_to_row
@@ -44,6 +44,7 @@ class Kit(NamedTuple):
 
 
 def pack(recipe: Recipe, maker: str) -> Kit:
+    """The kit of a recipe of this machine."""
     named = {name: getattr(recipe.pairs, name) for name in NAMED_FILES} | {"style": recipe.style}
     files = {name: Path(path).read_bytes() for name, path in named.items() if path}
     return Kit(recipe, maker, files, anchorline.__version__)
@@ -102,14 +103,15 @@ class Worker:
 class Desk:
     """The actor that decides: the run's cache, budget and limits."""
 
-    def __init__(self, recipe: Recipe, folder: Path, calls: Any, run_id: str) -> None:
+    def __init__(self, recipe: Recipe, file: Path, run_id: str, *, retry_failed: bool) -> None:
+        """`file` holds the cache."""
         hush()
-        cache = self._cache = RequestCache(cache_file(recipe, folder))
+        cache = self._cache = RequestCache(file)
         budget = Budget(recipe.llm.budget, spent=cache.spent(run_id))
 
         def build(name: str, inner: Endpoint) -> Endpoint:
             settings = settings_of(recipe, name)
-            return around(inner, settings, cache=cache, run=run_id, budget=budget, retry_failed=calls.retry_failed)
+            return around(inner, settings, cache=cache, run=run_id, budget=budget, retry_failed=retry_failed)
 
         self._relay = Relay(build)
 
@@ -153,10 +155,12 @@ class _RayLine:
 
 
 def hush() -> None:
+    """Errors only, of Ray's own messages."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def last_line(error: BaseException) -> str:
+    """What an error of Ray's comes to, after the tracebacks that it brings along."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
