@@ -36,8 +36,10 @@ QUESTIONS = {
     "boat": "Is the red boat for sale?",
     "parcel": "Who brings my parcel?",
 }
-TEMPLATE = """{{aim}} {{conversation}}
-
+TEMPLATE = """=== system ===
+{{aim}}
+{{conversation}}
+=== user ===
 Text: Your lamp left on Monday! We hope that you like it!
 Edited text:
 {{open}}
@@ -53,6 +55,7 @@ Thank you. The tent is blue.
 Text: {{answer}}
 Edited text:
 """
+"""With examples: without them this model writes none of the lines that frame a revision."""
 NOT_USABLE = {"truncated", "empty", "no_marker", "identical", "ambiguous", "marker_inside", "self_referring", "refused"}
 GATES = {"over_edited", "length", "language", "leak", "broken"}
 
