@@ -217,6 +217,20 @@ def test_a_shard_that_kills_every_worker_ends_the_run() -> None:
     asyncio.run(main())
 
 
+def test_a_run_that_ends_asks_nothing_more_and_keeps_what_is_in_flight() -> None:
+    async def main() -> None:
+        with RequestCache(":memory:") as cache:
+            relay, model = desk(cache), Model()
+            call = await relay.ask("1", "reviser", "m", ask(1))
+            await relay.stop(UserError("a worker has no key"))
+            with pytest.raises(UserError, match="a worker has no key"):
+                await worker(relay, model, "2").complete(ask(2))
+            assert await relay.report(call.ticket, Reply("fine", "stop", 2, 4)) == Reply("fine", "stop", 2, 4)
+            assert not model.asked and cache.spent("r").tokens == 6
+
+    asyncio.run(main())
+
+
 def test_workers_with_other_weights_are_told_apart() -> None:
     async def main() -> None:
         with RequestCache(":memory:") as cache:

@@ -100,20 +100,28 @@ def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int]
         desk = actor.remote(run.recipe, cache, run.id, retry_failed=run.calls.retry_failed)
         shards = cut(rows_of(run, maker), size=size, done=done)
         try:
+            ended: AnchorlineError | None = None
             for start, results in _results(ray, run, maker, desk, shards, workers):
-                keep(folder, start, results)
-                on_rows(len(results))
+                if isinstance(results, AnchorlineError):
+                    # the other shards end by it in a moment, with what is in flight: it is paid for
+                    ended = ended or results
+                    ray.get(desk.stop.remote(ended))
+                else:
+                    keep(folder, start, results)
+                    on_rows(len(results))
             ray.get(desk.close.remote())
         except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
             raise AnchorlineError(
                 f"Ray could not go on ({last_line(error)}). What was answered is kept: run the same command again"
             ) from error
+        if ended is not None:
+            raise ended
 
 
 def _results(
     ray: Any, run: RunContext, maker: str, desk: Any, shards: Iterator[Shard], workers: int
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The shards' results as they come, in any order."""
+) -> Iterator[tuple[int, list[dict[str, Any]] | AnchorlineError]]:
+    """The shards' results as they come, in any order; an error where a shard met what ends the run."""
     import pyarrow as pa
 
     blocks = [
@@ -139,7 +147,9 @@ def _results(
     for row in made.iter_rows():
         if row["ended"]:
             name, text, code = json.loads(row["ended"])
-            raise ENDS.get(name, UserError if code == UserError.exit_code else AnchorlineError)(text)
+            kind = ENDS.get(name, UserError if code == UserError.exit_code else AnchorlineError)
+            yield row["start"], kind(text)
+            continue
         yield row["start"], json.loads(row["results"])
 
 
@@ -173,7 +183,14 @@ def _cluster() -> Iterator[Any]:
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
         yield ray
-    finally:
+    except KeyboardInterrupt:
+        # Ray Data still runs in its thread, and Ray that is shut down under its hands may end the process without a word;
+        # so it ends with the process, after the message
+        raise
+    except BaseException:
+        ray.shutdown()
+        raise
+    else:
         ray.shutdown()
 
 

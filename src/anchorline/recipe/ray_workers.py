@@ -124,6 +124,9 @@ class Desk:
     async def begin(self, shard: str) -> AnchorlineError | None:
         return await self._relay.begin(shard)
 
+    async def stop(self, error: AnchorlineError) -> None:
+        await self._relay.stop(error)
+
     async def close(self) -> None:
         self._cache.close()
 

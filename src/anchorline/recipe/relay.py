@@ -68,9 +68,12 @@ class Relay:
         self._calls: dict[int, tuple[_Work, asyncio.Future[Reply]]] = {}
         self._tickets = itertools.count(1)
         self._begun: Counter[str] = Counter()
+        self._stopped: AnchorlineError | None = None
 
     async def ask(self, shard: str, name: str, model: str, request: Request) -> Step:
         """The first step towards the reply of the endpoint `name`, whose model the worker knows as `model`."""
+        if self._stopped is not None:
+            return self._stopped
         if name not in self._endpoints:
             self._endpoints[name] = self._build(name, _Handed(model, self._hand_out))
         endpoint = self._endpoints[name]
@@ -111,6 +114,10 @@ class Relay:
                 "was answered is kept"
             )
         return None
+
+    async def stop(self, error: AnchorlineError) -> None:
+        """The run ends with this error: nothing new is asked, and calls in flight are still taken."""
+        self._stopped = error
 
     async def _complete(self, endpoint: Endpoint, request: Request, work: _Work) -> None:
         _WORK.set(work)
