@@ -123,6 +123,12 @@ def pairs(
     named["llm__stronger__model"] = stronger
     named["pairs__engine"] = engine
     if base_url is not None:
+        if not any(value and key.startswith("llm__") for key, value in named.items()):
+            raise typer.BadParameter(
+                "it says where the models are that --reviser, --judge or --stronger name, and none is named; name one, or "
+                "set the recipe's own: --set llm.reviser.base_url=URL",
+                param_hint="--base-url",
+            )
         named |= {
             f"llm__{key.split('__')[1]}__base_url": base_url for key, value in named.items() if value and "llm" in key
         }
