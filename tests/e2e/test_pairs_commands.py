@@ -282,7 +282,7 @@ def test_the_cache_commands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("clair", "{recipe}", "--base-url", "http://127.0.0.1:1/v1"), "name one with --reviser"),
+        (("clair", "{recipe}", "--base-url", "http://127.0.0.1:1/v1"), "none is named"),
         (("clare", "{recipe}"), "expected a SOURCE, or one of clair"),
         (("clair", "{recipe}", "--pilot", "1", "--dry-run"), "greater than or equal to 2"),
         (("clair", "{recipe}", "--max-usd", "0"), "llm.budget.max_usd: got '0.0'"),

@@ -431,3 +431,9 @@ def test_as_a_process(place: Path, words: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "anchorline", *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_base_url_without_a_model_is_not_passed_over() -> None:
+    """The recipe's own endpoint would be asked instead, with its key."""
+    done = CliRunner().invoke(app, ["pairs", "clair", "r/recipe.yaml", "--base-url", "http://127.0.0.1:8000/v1"])
+    assert done.exit_code == 2 and "--base-url" in done.output and "none is named" in " ".join(done.output.split())

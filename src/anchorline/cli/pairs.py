@@ -82,6 +82,12 @@ def pairs(
     batch: Annotated[
         bool, typer.Option("--batch", help="Use the endpoints' batch interface: half the price, within a day.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|ray", help="Make the rows here, or on a Ray cluster's workers.", show_default=False
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -105,6 +111,8 @@ def pairs(
       anchorline pairs clair answers.jsonl --reviser qwen --base-url http://127.0.0.1:8000/v1 --out runs/qwen
 
       anchorline pairs on-policy runs/harbour --judge gpt-4o-mini --max-usd 5
+
+      RAY_ADDRESS=auto anchorline pairs stronger runs/harbour --stronger gpt-4o --engine ray
     """
     maker, source = _maker_and_source(words)
     # a set beside the run's own pairs leaves the recipe's maker alone
@@ -113,9 +121,14 @@ def pairs(
         named[f"pairs__{name}"] = None if model is None else own if model == own else "llm"
         named[f"llm__{name}__model"] = None if model == own else model
     named["llm__stronger__model"] = stronger
-    if base_url is not None and not (named["llm__reviser__model"] or named["llm__judge__model"] or stronger):
-        raise typer.BadParameter("--base-url says where a model is; name one with --reviser, --judge or --stronger")
+    named["pairs__engine"] = engine
     if base_url is not None:
+        if not any(value and key.startswith("llm__") for key, value in named.items()):
+            raise typer.BadParameter(
+                "it says where the models are that --reviser, --judge or --stronger name, and none is named; name one, or "
+                "set the recipe's own: --set llm.reviser.base_url=URL",
+                param_hint="--base-url",
+            )
         named |= {
             f"llm__{key.split('__')[1]}__base_url": base_url for key, value in named.items() if value and "llm" in key
         }

@@ -43,22 +43,39 @@ async def build(
         UserError: the key is missing, a limit of money lacks a price, or a local model is not there.
 
     """
+    async with model_of(settings, environ=environ) as inner:
+        yield around(inner, settings, cache=cache, run=run, ledger=ledger, budget=budget, retry_failed=retry_failed)
+
+
+def model_of(settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ) -> LocalEndpoint | OpenAIEndpoint:
+    """The model alone: every call is made, once."""
+    return LocalEndpoint(settings) if settings.runs_here else OpenAIEndpoint(settings, environ=environ)
+
+
+def around(
+    inner: Endpoint,
+    settings: EndpointSettings,
+    *,
+    cache: RequestCache | None = None,
+    run: str = "",
+    ledger: Ledger | None = None,
+    budget: Budget | None = None,
+    retry_failed: bool = False,
+) -> Endpoint:
+    """Pool, budget and cache around the model `inner`, which makes the calls."""
     ledger = ledger or Ledger()
     price = find_price(settings)
-    inner = LocalEndpoint(settings) if settings.runs_here else OpenAIEndpoint(settings, environ=environ)
-    async with inner:
-        # in process, the batch is the bound and nothing throttles
-        pooled: Endpoint = inner if settings.runs_here else Pool(inner, settings)
-        metered = Metered(pooled, ledger=ledger, budget=budget, price=price)
-        if cache is None:
-            yield metered
-        else:
-            yield CachedEndpoint(
-                metered,
-                cache,
-                run=run,
-                retry_failed=retry_failed,
-                extra_body={} if settings.runs_here else settings.extra_body,
-                price=price,
-                ledger=ledger,
-            )
+    # in process, the batch is the bound and nothing throttles
+    pooled: Endpoint = inner if settings.runs_here else Pool(inner, settings)
+    metered = Metered(pooled, ledger=ledger, budget=budget, price=price)
+    if cache is None:
+        return metered
+    return CachedEndpoint(
+        metered,
+        cache,
+        run=run,
+        retry_failed=retry_failed,
+        extra_body={} if settings.runs_here else settings.extra_body,
+        price=price,
+        ledger=ledger,
+    )

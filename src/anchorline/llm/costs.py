@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -77,18 +77,23 @@ class Ledger:
 
     def total(self) -> Cost:
         """All stages together."""
-        costs = list(self.stages.values())
-        return Cost(
-            calls=sum(cost.calls for cost in costs),
-            hits=sum(cost.hits for cost in costs),
-            failed=sum(cost.failed for cost in costs),
-            prompt_tokens=sum(cost.prompt_tokens for cost in costs),
-            completion_tokens=sum(cost.completion_tokens for cost in costs),
-            usd=_known_sum([cost.usd for cost in costs]),
-            guessed=sum(cost.guessed for cost in costs),
-            hit_tokens=sum(cost.hit_tokens for cost in costs),
-            hit_usd=_known_sum([cost.hit_usd for cost in costs]),
-        )
+        return together(self.stages.values())
+
+
+def together(costs: Iterable[Cost]) -> Cost:
+    """The sum. Dollars are unknown where one of them is."""
+    costs = list(costs)
+    return Cost(
+        calls=sum(cost.calls for cost in costs),
+        hits=sum(cost.hits for cost in costs),
+        failed=sum(cost.failed for cost in costs),
+        prompt_tokens=sum(cost.prompt_tokens for cost in costs),
+        completion_tokens=sum(cost.completion_tokens for cost in costs),
+        usd=_known_sum([cost.usd for cost in costs]),
+        guessed=sum(cost.guessed for cost in costs),
+        hit_tokens=sum(cost.hit_tokens for cost in costs),
+        hit_usd=_known_sum([cost.hit_usd for cost in costs]),
+    )
 
 
 def _known_sum(amounts: Sequence[float | None]) -> float | None:

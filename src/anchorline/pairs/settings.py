@@ -63,6 +63,10 @@ class PairSettings(BaseModel):
     gates: GateSettings = GateSettings()
     verify: Literal["none", "style", "llm"] = "none"
     """What must prefer the chosen answer of clair and stronger: nothing, the style's checks, or the judge model."""
+    engine: Literal["local", "ray"] = "local"
+    """Where makers that ask models run. local: in this process. ray: over workers of a Ray cluster."""
+    workers: int | None = Field(default=None, ge=1, le=10_000)
+    """With engine ray: how many workers; null: one for each core of the cluster (or GPU, for models that run in them)."""
     answers: str | None = None
     """Answers to make pairs of instead of sampling them: a file or hub id of rows with a prompt and a `text`, or for
     on_policy and off_policy with several `completions`."""

@@ -14,6 +14,8 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchorline.data import (
@@ -25,7 +27,7 @@ from anchorline.data import (
     read_jsonl,
 )
 from anchorline.data.candidates import Candidate, Candidates
-from anchorline.errors import RecipeError
+from anchorline.errors import MissingExtra, RecipeError
 from anchorline.evals.stats import wilson
 from anchorline.judge import (
     Judge,
@@ -61,6 +63,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import SAMPLED, Counts
 from anchorline.recipe.desk import Desk, open_desk, settings_of
+from anchorline.recipe.shards import clear
 from anchorline.style import Style
 from anchorline.types import Answer, Failure, Pair, Prompt
 
@@ -87,7 +90,14 @@ def make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
         BudgetReached, CircuitOpen, KeyRefused: what was answered is kept, and the same call goes on from there.
 
     """
-    return asyncio.run(_make_set(run, maker, stage=stage, target=target))
+    file = run.path(target)
+    partial = file.with_name(file.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    if run.recipe.pairs.engine == "ray":
+        from anchorline.recipe.ray_engine import make_set_by_ray
+
+        return make_set_by_ray(run, maker, stage, file, partial)
+    return asyncio.run(_make_set(run, maker, stage, file, partial))
 
 
 def pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
@@ -144,13 +154,25 @@ def check_templates(recipe: Recipe, maker: str) -> None:
         load_template(pairs.judge_prompt, slots=slots)
 
 
-async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
+def check_engine(recipe: Recipe, maker: str, *, batch: bool) -> None:
+    """Raise where `pairs.engine: ray` cannot be."""
+    if recipe.pairs.engine != "ray":
+        return
+    if maker == "clair" and recipe.pairs.reviser == "rules":
+        raise RecipeError(
+            "pairs.engine is ray, but clair by the style's own repairs asks no model and takes seconds: leave --engine "
+            "out, or let a model revise (pairs.reviser: llm)"
+        )
+    if batch:
+        raise RecipeError("--batch orders replies without any worker of ours; leave out either --batch or --engine ray")
+    if find_spec("ray") is None:
+        raise MissingExtra("--engine ray", "ray")
+
+
+async def _make_set(run: RunContext, maker: str, stage: str, file: Path, partial: Path) -> Made:
     failures: list[Failure] = []
     counts = Counts(maker)
-    file = run.path(target)
-    partial = file.with_name(file.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)  # what it held is made again, from the cache
+    clear(partial)  # what it held is made again, from the cache
     partial.touch()
     waiting: list[dict[str, Any]] = []
 

@@ -33,7 +33,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_style, check_templates, needed_endpoints, pilot
+from anchorline.recipe.making import check_engine, check_style, check_templates, needed_endpoints, pilot
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -80,7 +80,7 @@ def run(
     """
     upto = set_stage(maker) if maker else upto
     stages = wanted_stages(recipe, upto)
-    check(RunContext(recipe, folder), stages)
+    check(RunContext(recipe, folder, calls=calls), stages)
     with open_folder(folder):
         manifest = read_manifest(folder)
         context = RunContext(recipe, folder, progress=progress, calls=calls, run_id=manifest.id)
@@ -174,6 +174,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
         check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
         check_style(context.recipe, maker)
         check_templates(context.recipe, maker)
+        check_engine(context.recipe, maker, batch=context.calls.batch)
     sampled = names & {"sample", "resample"}
     if sampled and context.recipe.llm.policy is not None:
         check_endpoints(context.recipe, ["policy"])

@@ -355,7 +355,7 @@ def _pairs_settings(run: RunContext, maker: Maker) -> dict[str, Any]:
     if maker == "clair" and pairs.reviser == "rules":
         used = {"maker": maker, "reviser": "rules"}
     else:
-        used = pairs.model_dump(exclude={"maker", "file", "answers", "heldout"}) | {"maker": maker}
+        used = pairs.model_dump(exclude={"maker", "file", "answers", "heldout", "engine", "workers"}) | {"maker": maker}
         used |= {name: _source(getattr(pairs, name)) for name in ("prompt", "judge_prompt")}
     asked = {name: _asked(settings_of(run.recipe, name)) for name in names}
     return {"pairs": used, "asked": asked, "model": run.policy_name} | _style_settings(run)

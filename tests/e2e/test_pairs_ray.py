@@ -1,0 +1,288 @@
+"""`--engine ray` on a cluster of two nodes with a worker each: the local engine's results, limits and resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from anchorline.data import read_json, write_rows
+
+pytest.importorskip("ray", reason="needs the extra ray")
+pytestmark = pytest.mark.e2e
+
+SECRET = "sk-the-secret-of-the-ray-test-0123456789"
+ROWS = 60
+REPLY = """It shouts.
+<<<REVISED ANSWER>>>
+It left this week. Please wait for it, it will come by boat soon.
+<<<END OF REVISED ANSWER>>>
+BETTER: A
+"""
+CLUSTER = """
+import os, sys
+from ray.cluster_utils import Cluster
+os.environ["THE_KEY"] = os.environ.pop("KEY_OF_THE_NODES")
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print(cluster.address, cluster.head_node.get_session_dir_path(), flush=True)
+sys.stdin.read()  # until the test closes it
+cluster.shutdown()
+"""
+ENVIRON = os.environ | {"THE_KEY": SECRET, "DRIVERS_KEY": SECRET, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[str, Path]]:
+    """The address and the session folder of two nodes of one core each; only THE_KEY is in their environment."""
+    environ = {name: value for name, value in ENVIRON.items() if name not in ("THE_KEY", "DRIVERS_KEY")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environ | {"KEY_OF_THE_NODES": SECRET},
+    )
+    assert process.stdout is not None
+    address, session = process.stdout.readline().split()
+    yield address, Path(session)
+    process.communicate(timeout=60)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A recipe, its style and a template beside it, and answers that shout."""
+    answers = [
+        {
+            "id": f"a{i}",
+            "prompt": f"where is order {i}",
+            "text": f"It left on day {i}! Please wait for it, it will come.",
+        }
+        for i in range(ROWS)
+    ]
+    write_rows(tmp_path / "answers.jsonl", answers)
+    (tmp_path / "style.yaml").write_text(json.dumps({"name": "calm", "rules": [{"kind": "no_exclamation"}]}))
+    (tmp_path / "reply.txt").write_text(REPLY)
+    slots = "{{conversation}} {{answer}} {{aim}} {{open}} {{close}}"
+    (tmp_path / "mine.txt").write_text(f"=== user ===\nEdit this as little as you can: {slots}")
+    endpoint = {"model": "fake", "api_key_env": "THE_KEY", "max_tokens": 60, "timeout": 5, "attempts": 2}
+    recipe = {
+        "style": "style.yaml",
+        "pairs": {"answers": "answers.jsonl", "reviser": "llm", "prompt": "mine.txt", "workers": 2},
+        "llm": {"reviser": endpoint, "judge": endpoint},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    return tmp_path
+
+
+@contextmanager
+def serving(place: Path, *words: str) -> Iterator[list[str]]:
+    """A fake server in a process of its own, its log new; settings that lead to it."""
+    log = place / "answered.jsonl"
+    log.unlink(missing_ok=True)
+    words = ("--seed", "5", "--key-env", "THE_KEY", "--log", str(log), "--reply-file", str(place / "reply.txt"), *words)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "anchorline.llm.fake_server", *words], stdout=subprocess.PIPE, text=True, env=ENVIRON
+    )
+    assert server.stdout is not None
+    url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    try:
+        yield [word for name in ("reviser", "judge") for word in ("--set", f"llm.{name}.base_url={url}")]
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def start(place: Path, *words: str, address: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "anchorline", "pairs", "clair", "recipe.yaml", *words],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRON | ({"RAY_ADDRESS": address} if address else {}),
+    )
+
+
+def make(place: Path, *words: str, address: str = "") -> tuple[int, str]:
+    """The exit code and what stood on stderr."""
+    process = start(place, *words, address=address)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+def answered(place: Path) -> Counter[str]:
+    log = place / "answered.jsonl"
+    return Counter(json.loads(line)["key"] for line in log.read_text().splitlines()) if log.exists() else Counter()
+
+
+def wait_for(process: subprocess.Popen[str], found: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 200
+    while not (result := found()):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+    return result
+
+
+def results(folder: Path) -> list[bytes]:
+    """Pairs and failures; messages name the server, which has another port each time."""
+    files = [folder / name for name in ("sets/clair/pairs.jsonl", "failures.jsonl")]
+    return [re.sub(rb"127\.0\.0\.1:\d+", b"SERVER", file.read_bytes()) for file in files]
+
+
+def holding(word: str, *folders: Path) -> list[Path]:
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    return [file for file in files if word.encode() in file.read_bytes()]
+
+
+def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, cluster: tuple[str, Path]) -> None:
+    """Against a server with every kind of fault; then nothing is asked again, by either engine, and no key is anywhere."""
+    address, session = cluster
+    faults = ["--error", "0.2", "--throttle", "0.1", "--retry-after", "0.05", "--truncate", "0.1", "--malformed", "0.2"]
+    with serving(place, *faults) as settings:
+        assert make(place, *settings, "--out", "local") == (0, "")
+        asked = answered(place)
+    with serving(place, *faults) as settings:
+        assert make(place, *settings, "--out", "ray", "--engine", "ray", address=address) == (0, "")
+        assert answered(place) == asked and set(asked.values()) == {1}
+        assert results(place / "ray") == results(place / "local")
+        kinds = {json.loads(line)["kind"] for line in results(place / "ray")[1].splitlines()}
+        assert kinds >= {"server", "bad_reply"} and len(results(place / "ray")[0].splitlines()) > ROWS // 2
+        local, ray = (read_json(place / name / "manifest.json") for name in ("local", "ray"))
+        assert ray["costs"] == local["costs"] and ray["counts"] == local["counts"]
+        assert not list((place / "ray").rglob("*.partial"))
+
+        # the local engine goes on where Ray was, from the same cache: the set is up to date, and an unpaid second one
+        assert make(place, *settings, "--out", "ray") == (0, "")
+        gate = ["--set", "pairs.gates.max_change=0.89"]
+        assert make(place, *settings, "--out", "ray", *gate) == (0, "")
+        assert answered(place) == asked
+        assert results(place / "ray") == results(place / "local")
+    assert holding("THE_KEY", place)  # the search finds what is there
+    assert not holding(SECRET, place, session)
+
+
+def test_a_worker_that_dies_is_replaced_and_nothing_is_asked_twice(place: Path, cluster: tuple[str, Path]) -> None:
+    with serving(place, "--latency", "0.3") as settings:
+        settings += ["--set", "llm.reviser.max_concurrency=6"]
+        process = start(place, *settings, "--out", "out", "--engine", "ray", address=cluster[0])
+        pid = wait_for(process, lambda: len(answered(place)) > 15 and workers(cluster[1]))[0]
+        os.kill(pid, signal.SIGKILL)
+        out, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, ""), out
+        twice = [key for key, count in answered(place).items() if count > 1]
+        assert len(twice) <= 6 and len(answered(place)) == ROWS  # at most what was in flight
+        pairs, failures = results(place / "out")
+        assert [json.loads(line)["id"] for line in pairs.splitlines()] == [f"a{i}" for i in range(ROWS)]
+        assert not failures
+
+
+def workers(session: Path) -> list[int]:
+    """The processes of the makers' actors of this session."""
+    found = []
+    for process in psutil.process_iter(["pid", "name", "cmdline"]):
+        name = " ".join(process.info["cmdline"] or [])
+        if "MapWorker" in name and str(session) in str(process.parents() and process.parents()[0].cmdline()):
+            found.append(process.info["pid"])
+    return found
+
+
+def test_a_budget_holds_over_all_workers(place: Path, cluster: tuple[str, Path]) -> None:
+    limit = 1500
+    with serving(place, "--latency", "0.02") as settings:
+        words = [*settings, "--out", "out", "--engine", "ray"]
+        code, errors = make(place, *words, "--max-tokens", str(limit), address=cluster[0])
+        assert code == 1 and errors.count("\n") == 1 and "the run's budget is used up" in errors
+        costs = spent(place / "out")
+        assert limit - 300 < costs <= limit
+        assert not (place / "out" / "sets" / "clair" / "pairs.jsonl").exists()
+        before = answered(place)
+        assert make(place, *words, "--max-tokens", "1000000", address=cluster[0]) == (0, "")
+        assert set(answered(place).values()) == {1} and before <= answered(place) and len(answered(place)) == ROWS
+
+
+def spent(folder: Path) -> int:
+    import sqlite3
+
+    with sqlite3.connect(folder / "requests.sqlite") as db:
+        return db.execute("SELECT sum(prompt_tokens + completion_tokens) FROM payments").fetchone()[0]
+
+
+def test_a_key_that_the_workers_lack_is_one_line(place: Path, cluster: tuple[str, Path]) -> None:
+    """Workers read keys from their own environment: the driver's does not travel."""
+    with serving(place) as settings:
+        words = [*settings, "--set", "llm.reviser.api_key_env=DRIVERS_KEY", "--out", "out", "--engine", "ray"]
+        code, errors = make(place, *words, address=cluster[0])
+    assert code == 2 and errors.count("\n") == 1 and "the environment variable DRIVERS_KEY is not set" in errors
+    assert not answered(place)
+
+
+def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path) -> None:
+    """Finished shards are not made again, those begun come from the cache, and no process stays behind."""
+    with serving(place, "--latency", "0.3") as settings:
+        words = [*settings, "--set", "llm.reviser.max_concurrency=4", "--out", "out", "--engine", "ray"]
+        process = start(place, *words)
+        shards = place / "out" / "sets" / "clair" / "pairs.jsonl.partial"
+        wait_for(process, lambda: list(shards.glob("*.jsonl")) and len(answered(place)) > ROWS // 2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        # Ray's agents, which do none of our work, take a minute to see that they are alone
+        ours = [child for child in children if not child.name().endswith("Agent")]
+        assert len(ours) > 3
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        _, alive = psutil.wait_procs(ours, timeout=60)
+        assert not alive
+        time.sleep(1)  # the server still answers, and logs, what was in flight
+        before = answered(place)
+        assert ROWS // 2 < len(before) < ROWS
+        kept = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.jsonl")}
+
+        process = start(place, *words)
+        wait_for(process, lambda: len(list(shards.glob("*.jsonl"))) > len(kept))
+        assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in shards.glob("*.jsonl")}.items()
+        out, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, ""), out
+        twice = [key for key, count in answered(place).items() if count > 1]
+        assert len(twice) <= 4 and set(twice) <= set(before) and len(answered(place)) == ROWS
+        assert make(place, *settings, "--out", "local") == (0, "")
+        assert results(place / "out") == results(place / "local")
+
+
+def test_engine_ray_without_ray_says_what_to_install(place: Path) -> None:
+    code = "import sys; sys.modules['ray'] = None; from anchorline.cli.main import entry; sys.argv[0] = 'anchorline'; entry()"
+    words = ["pairs", "clair", "recipe.yaml", "--engine", "ray", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=place, capture_output=True, text=True, check=False, env=ENVIRON
+    )
+    assert done.returncode == 2 and not (place / "out").exists()
+    assert done.stderr == "error: --engine ray needs packages that are not installed: pip install 'anchorline[ray]'\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--set", "pairs.reviser=rules"], "asks no model"),
+        (["--batch"], "leave out either --batch or --engine ray"),
+    ],
+)
+def test_engine_ray_where_it_makes_no_sense(place: Path, words: list[str], says: str) -> None:
+    code, errors = make(place, "--engine", "ray", "--out", "out", *words)
+    assert code == 2 and says in errors and errors.count("\n") == 1 and not (place / "out").exists()
+
+
+def test_a_clients_address_is_refused(place: Path) -> None:
+    code, errors = make(place, "--engine", "ray", "--out", "out", address="ray://10.0.0.1:10001")
+    assert code == 2 and "a client's address" in errors and errors.count("\n") == 1

@@ -1,0 +1,78 @@
+"""Rows cut into shards, and shards put together again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anchorline.data import pair_to_row
+from anchorline.data.candidates import Candidate, Candidates
+from anchorline.recipe.shards import (
+    clear,
+    collect,
+    cost_to_row,
+    cut,
+    finished,
+    input_from_row,
+    input_to_row,
+    keep,
+    result_to_row,
+)
+from anchorline.llm.costs import Cost
+from anchorline.types import Answer, Failure, Message, Pair, Prompt
+
+ASKED = (Message("system", "Be kind."), Message("user", "Where?"))
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.data())
+def test_every_row_is_in_one_shard(rows: int, size: int, data: st.DataObject) -> None:
+    done: dict[int, int] = {}
+    at = 0
+    while at < rows:  # finished shards of some earlier run, of other sizes
+        length = min(data.draw(st.integers(1, 7)), rows - at)
+        if data.draw(st.booleans()):
+            done[at] = length
+        at += length
+    shards = list(cut(range(rows), size=size, done=done))
+    assert all(0 < len(shard.rows) <= size and shard.rows[0] == shard.start for shard in shards)
+    seen = [row for shard in shards for row in shard.rows] + [s + i for s, n in done.items() for i in range(n)]
+    assert sorted(seen) == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Answer("a1", ASKED, "", "length"),
+        Prompt("p1", ASKED),
+        Candidates("c1", ASKED, (Candidate("one", "m", 0.1), Candidate("two"))),
+        Candidates("c2", ASKED, (Candidate("the other sample failed", "m"),)),
+        Candidates("c3", ASKED, ()),
+    ],
+)
+def test_a_row_travels_as_it_is(row: Answer | Prompt | Candidates) -> None:
+    assert input_from_row(json.loads(json.dumps(input_to_row(row)))) == row
+
+
+def test_results_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    results = [Pair(f"r{i}", ASKED, f"good {i}", "bad") for i in range(12)]
+    lost = Failure("r12", "pairs", "server", "500", {"answer": "é"})
+    keep(tmp_path, 10, [result_to_row(result) for result in (*results[10:], lost)], cost_to_row(Cost(3, usd=None)))
+    keep(tmp_path, 0, [result_to_row(result) for result in results[:9]], cost_to_row(Cost(9, hits=1)))
+    keep(tmp_path, 9, [result_to_row(results[9])], cost_to_row(Cost()))
+    assert finished(tmp_path) == {0: 9, 9: 1, 10: 3}
+    rows = list(map(pair_to_row, results))
+    costs = [Cost(9, hits=1), Cost(), Cost(3, usd=None)]
+    assert list(collect(tmp_path)) == [*rows[:9], costs[0], rows[9], costs[1], *rows[10:], lost, costs[2]]
+
+
+def test_what_an_engine_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    keep(tmp_path / "folder", 0, [], {})
+    (tmp_path / "file").touch()
+    for name in ("folder", "file", "nothing"):
+        clear(tmp_path / name)
+    assert not list(tmp_path.iterdir())
