@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -17,10 +18,12 @@ from trl import DPOConfig, DPOTrainer
 
 
 class Clock(TrainerCallback):
+    """Notes when a step has ended."""
+
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps.mark()
 
 
@@ -29,7 +32,9 @@ class Recorded(DPOTrainer):
 
     losses: list[tuple[int, float]]
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.losses.append((self.state.global_step, float(result[0] if return_outputs else result)))
         return result

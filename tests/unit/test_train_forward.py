@@ -334,7 +334,9 @@ HEADS = {
     "lora": lambda: adapted_head(tiny(llama(tie_word_embeddings=False), dtype=torch.float64)),
     "lora under a bias": lambda: adapted_head(linear_head_with_bias()),
     "trained whole beside an adapter": lambda: adapted_head(
-        tiny(llama(tie_word_embeddings=False), dtype=torch.float64), target_modules=["q_proj"], modules_to_save=["lm_head"]
+        tiny(llama(tie_word_embeddings=False), dtype=torch.float64),
+        target_modules=["q_proj"],
+        modules_to_save=["lm_head"],
     ),
     "soft cap": lambda: tiny(
         Gemma3TextConfig(**SIZES, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=3.0), Gemma3ForCausalLM

@@ -165,7 +165,9 @@ def test_rows_accumulation_checkpointing_and_the_plain_forward_change_nothing(ch
     assert len(a) == len(b) == 4  # the second step of each epoch has one pair only
     for one, other in zip(a, b, strict=True):
         assert other | {"epoch": 0} == pytest.approx(one | {"epoch": 0}, rel=1e-3, abs=1e-3)
-    for one, other in zip(*(sorted(pairs(f), key=lambda r: (r["step"], r["id"])) for f in (folder, tmp_path)), strict=True):
+    for one, other in zip(
+        *(sorted(pairs(f), key=lambda r: (r["step"], r["id"])) for f in (folder, tmp_path)), strict=True
+    ):
         assert {k: other[k] for k in ("id", "step", "epoch")} == {k: one[k] for k in ("id", "step", "epoch")}
         assert other["policy_chosen"] == pytest.approx(one["policy_chosen"], rel=1e-3)
 

@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Letters: R response tokens, C a chunk of them, D width, V vocabulary. `terms`: states, matrix, states, matrix, …"""
+    """Letters: R response tokens, C a chunk of them, D width, V vocabulary. `terms`: states, matrix, in turn."""
 
     @staticmethod
     def forward(ctx: Any, how: Scores, targets_R: Tensor, bias_V: Tensor | None, *terms: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class _TokenLogps(torch.autograd.Function):
                 if of_state is not None:
                     of_state[chunk] = toward_CV @ matrix_VD
                 if of_matrix is not None:
-                    of_matrix += toward_CV.T @ part_CD
+                    of_matrix.add_(toward_CV.T @ part_CD)
         made = zip(grad_states, grad_matrices, matrices, strict=True)
         flat = [g for x, m, matrix in made for g in (x, m if m is None else m.to(matrix.dtype))]
         return None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
@@ -112,9 +112,7 @@ def _slope(cap: float, scores_CV: Tensor) -> Tensor:
     return (scores_CV / cap).square_().neg_().add_(1)
 
 
-def _toward(
-    probs_CV: Tensor, y_C1: Tensor, slope_CV: Tensor | None, factor: float, weight_C1: Tensor | None
-) -> Tensor:
+def _toward(probs_CV: Tensor, y_C1: Tensor, slope_CV: Tensor | None, factor: float, weight_C1: Tensor | None) -> Tensor:
     """The gradient of the log-probs (times their weights) in the products; made in place of the probabilities."""
     toward_CV = probs_CV.neg_()
     toward_CV.scatter_add_(-1, y_C1, torch.ones_like(y_C1, dtype=toward_CV.dtype))

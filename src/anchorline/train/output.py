@@ -93,9 +93,7 @@ def _parts(head: Any) -> tuple[torch.nn.Linear, list[_Adapter]]:
     if lora is None or getattr(head, "lora_variant", None) or getattr(head, "merged", False):
         raise ModelError("the adapter on the model's head is no plain LoRA; set train.forward to plain")
     names = [name for name in active if name in lora]
-    return layer, [
-        _Adapter(lora[n], head.lora_B[n].weight, head.scaling[n], head.lora_dropout[n]) for n in names
-    ]
+    return layer, [_Adapter(lora[n], head.lora_B[n].weight, head.scaling[n], head.lora_dropout[n]) for n in names]
 
 
 def _shrunk(hidden: Tensor, adapter: _Adapter) -> Tensor:

@@ -1,6 +1,7 @@
 """One training run: from pairs to an adapter, with everything that a look back needs.
 
-    train/  metrics.jsonl   one line an optimizer step
+    train/  arithmetic.json where it ran and in which format, and the speeds by which `dtype: auto` chose it
+            metrics.jsonl   one line an optimizer step
             pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, as trained
             checkpoint-N/   the Trainer's own; a killed run continues from the newest
     model/  the adapter (or all weights), the tokenizer; on request merged/
@@ -25,9 +26,9 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from anchorline.data.files import write_rows
-from anchorline.data.jsonl import read_appended, read_json, write_jsonl
+from anchorline.data.jsonl import read_appended, read_json, write_json, write_jsonl
 from anchorline.errors import DataError, ModelError
-from anchorline.llm.device import pick_device
+from anchorline.llm.device import measured_products, pick_device
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.objectives.names import DESCRIPTIONS
@@ -88,6 +89,7 @@ def train(
     pad = loaded.tokenizer.pad_token_id
     assert isinstance(pad, int)
 
+    write_json(logs / "arithmetic.json", {**loaded.device._asdict(), "gflops": measured_products()})
     with quiet(), autocast(loaded):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
