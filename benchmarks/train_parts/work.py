@@ -16,16 +16,7 @@ from typing import NamedTuple
 FILE = Path(__file__).parents[2].parent / "shared" / "data" / "clair_gpt4_revisions.jsonl"
 MARKER = "{corrected_student_solution}"
 
-SUBJECTS = [
-    "the tide",
-    "a slack halyard",
-    "the compass",
-    "every knot",
-    "the mainsail",
-    "a second anchor",
-    "the harbour light",
-    "our log",
-]
+SUBJECTS = ["the tide", "a slack halyard", "the compass", "every knot", "the mainsail", "a second anchor", "our log"]
 VERBS = ["changes", "holds", "answers", "explains", "decides", "follows", "limits", "shows"]
 OBJECTS = "how far the hull drifts,the speed over ground,what the crew sees at night,the load on the mast,the next turn"
 ENDS = [
