@@ -33,11 +33,21 @@ def pick_device(dtype: DtypeName = "auto") -> Device:
     except ImportError as error:
         raise MissingExtra("running a model", "train") from error
     cuda = torch.cuda.is_available()
-    fast = torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bf16()
-    name = "cuda" if cuda else "cpu"
-    if cuda and not fast and dtype == "bfloat16":
+    if cuda and dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise ModelError("dtype is bfloat16, but this CUDA device has none; set it to float32")
-    return Device(name, ("bfloat16" if fast else "float32") if dtype == "auto" else dtype)
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bf16()
+        dtype = "bfloat16" if fast else "float32"
+    return Device("cuda" if cuda else "cpu", dtype)
+
+
+def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
+    """For measuring: "auto" becomes float32 on a CPU.
+
+    In bfloat16 a batch rounds otherwise than a prompt alone, which turns near ties: the answers that were measured would
+    not be those that the saved model gives elsewhere.
+    """
+    return "float32" if dtype == "auto" and pick_device("float32").name == "cpu" else dtype
 
 
 class Products(NamedTuple):

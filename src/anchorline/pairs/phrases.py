@@ -49,8 +49,7 @@ _EDITING = re.compile(r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|im
 
 def is_refusal(text: str, original: str) -> bool:
     """Whether a reply declines to do the edit."""
-    found = _REFUSES.search(_plain(text)[:_REFUSES_EARLY])
-    return found is not None and _REFUSES.search(_plain(original)[:_REFUSES_EARLY]) is None
+    return _declines(text) and not _declines(original)
 
 
 def self_reference(text: str, original: str, asked: str) -> str | None:
@@ -68,6 +67,10 @@ def self_reference(text: str, original: str, asked: str) -> str | None:
         if match[0] not in known:
             return match[0].strip()
     return None
+
+
+def _declines(text: str) -> bool:
+    return _REFUSES.search(_plain(text[:_REFUSES_EARLY])[:_REFUSES_EARLY]) is not None
 
 
 def _plain(text: str) -> str:
