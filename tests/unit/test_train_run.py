@@ -362,7 +362,11 @@ def logps_of(network: Any) -> torch.Tensor:
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 def test_the_saved_model_loads_plainly_and_is_the_trained_one(lora, model, tmp_path):
     train(ROWS, model, settings(lora=lora, pairs_per_step=6, epochs=5, merge=lora is not None), tmp_path)
-    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["metrics.jsonl", "pairs.parquet"]
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == [
+        "arithmetic.json",
+        "metrics.jsonl",
+        "pairs.parquet",
+    ]
     base = AutoModelForCausalLM.from_pretrained(model)
     before = logps_of(base)
     if lora is None:
