@@ -136,6 +136,16 @@ def run(name: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return figures
 
 
+def _wanted(place: str, only: Sequence[str]) -> list[str]:
+    """The contenders of a work and kind that were asked for; ours goes first, for its order of the pairs.
+
+    >>> _wanted("real/full", ["real/full/trl"]), _wanted("short/full", ["real"])
+    (['ours', 'trl'], [])
+    """
+    names = [n for n in CONTENDERS if not only or any(f"{place}/{n}/".startswith(f"{o}/") for o in only)]
+    return ["ours", *(n for n in names if n != "ours")] if names else []
+
+
 def main() -> None:
     """Measure what was asked for and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,14 +181,12 @@ def main() -> None:
                 "beta": 0.1,
                 "learning_rate": 2e-4 if kind == "lora" else 2e-6,
             }
-            runs = {}
-            for name in CONTENDERS:
-                place = f"{work}/{kind}/{name}"
-                if asked.only and not any(place == o or place.startswith(o + "/") for o in asked.only):
-                    continue
-                runs[name] = run(
-                    name, job, asked.results / work.replace(" ", "-") / kind / name.replace(", ", "-").replace(" ", "-")
-                )
+            runs: dict[str, dict[str, Any]] = {}
+            for name in _wanted(f"{work}/{kind}", asked.only):
+                if name != "ours":  # the same pairs in the same steps
+                    job["order"] = runs["ours"]["order"]
+                folder = asked.results / work.replace(" ", "-") / kind / name.replace(", ", "-").replace(" ", "-")
+                runs[name] = run(name, job, folder)
             if "ours" in runs:
                 runs["ours"]["flops_per_step"] = flops_per_step(job, count)
             if runs.keys() == CONTENDERS.keys():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet
 import torch
 from measure import Steps, forget_peak, peak_gb  # pyright: ignore[reportMissingImports]  (beside this file)
 
@@ -57,11 +58,13 @@ def main() -> None:
     folder = Path(job["folder"])
     train(pairs, job["model"], settings, folder, seed=0, progress=clock)
     rows = [row for _, row in read_appended(folder / "train" / "metrics.jsonl").rows]
+    seen = pyarrow.parquet.read_table(folder / "train" / "pairs.parquet").to_pylist()
     figures = {
         "step_s": clock.steps.seconds_per_step,
         "reference_s": clock.reference_s,
         "peak_gb": peak_gb(),
         "losses": [row["loss"] for row in rows],
+        "order": [int(row["id"]) for row in sorted(seen, key=lambda row: row["step"])],
     }
     print(json.dumps(figures))
 

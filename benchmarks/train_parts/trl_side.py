@@ -53,7 +53,7 @@ def main() -> None:
             "chosen": [{"role": "assistant", "content": p["chosen"]}],
             "rejected": [{"role": "assistant", "content": p["rejected"]}],
         }
-        for p in job["pairs"]
+        for p in (job["pairs"][i] for i in job["order"])
     ]
     micro = job.get("micro_batch", job["pairs_per_step"])
     arguments = DPOConfig(
@@ -69,6 +69,7 @@ def main() -> None:
         bf16=True,
         gradient_checkpointing=job["checkpointing"],
         precompute_ref_log_probs=job["precompute"],
+        train_sampling_strategy="sequential",
         seed=0,
         data_seed=0,
         use_cpu=True,

@@ -80,6 +80,6 @@ def product_speeds() -> Products:
     for _ in range(5):
         for i, (x, matrix) in enumerate(zip(products, matrices, strict=True)):
             start = time.perf_counter()
-            x @ matrix
+            _ = x @ matrix
             best[i] = min(best[i], time.perf_counter() - start)
     return Products(*(round(2 * rows * width**2 / seconds / 1e9, 1) for seconds in best))

@@ -11,6 +11,7 @@ only: there the scores are computed again, and the forward makes no more than th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,17 +40,18 @@ class _TokenLogps(torch.autograd.Function):
         ahead = any(wanted) and not ctx.trained
         rows = [torch.empty_like(x_RD) for x_RD in states] if ahead else []
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
+        room = _Room.for_chunks(len(targets_R), matrices[0], logps_R.dtype)
         for start in range(0, len(targets_R), CHUNK):
             chunk = slice(start, start + CHUNK)
             y_C1 = targets_R[chunk, None]
-            scores_CV = _scores(how, [x_RD[chunk] for x_RD in states], matrices, bias_V)
+            scores_CV = _scores(how, [x_RD[chunk] for x_RD in states], matrices, bias_V, room)
             wanted_C1 = scores_CV.gather(-1, y_C1).to(logps_R.dtype) - scores_CV.amax(-1, keepdim=True)
             slope_CV = None if how.cap is None or not ahead else _slope(how.cap, scores_CV)
             # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
-            probs_CV = scores_CV.softmax(-1, dtype=logps_R.dtype)
+            probs_CV = torch.softmax(scores_CV, -1, dtype=logps_R.dtype, out=room.wide[: len(y_C1)])
             logps_R[chunk] = (wanted_C1 + probs_CV.amax(-1, keepdim=True).log()).squeeze(-1)
             if ahead:
-                toward_CV = _toward(probs_CV, y_C1, slope_CV, how.factor, None).to(matrices[0].dtype)
+                toward_CV = room.narrow[: len(y_C1)].copy_(_toward(probs_CV, y_C1, slope_CV, how.factor, None))
                 for row_RD, matrix_VD in zip(rows, matrices, strict=True):
                     row_RD[chunk] = toward_CV @ matrix_VD
         ctx.save_for_backward(targets_R, bias_V, *(rows if ahead else terms))
@@ -71,31 +73,51 @@ class _TokenLogps(torch.autograd.Function):
             for m, w in zip(matrices, wanted[1::2], strict=True)
         ]
         grad_bias = None if bias_V is None else torch.zeros(bias_V.shape, dtype=wide, device=bias_V.device)
+        room = _Room.for_chunks(len(targets_R), matrices[0], wide)
+        products = [None if m is None else torch.empty_like(x) for m, x in zip(grad_matrices, matrices, strict=True)]
         for start in range(0, len(targets_R), CHUNK):
             chunk = slice(start, start + CHUNK)
             parts = [x_RD[chunk] for x_RD in states]
-            scores_CV = _scores(how, parts, matrices, bias_V)
+            scores_CV = _scores(how, parts, matrices, bias_V, room)
             slope_CV = None if how.cap is None else _slope(how.cap, scores_CV)
-            probs_CV = scores_CV.softmax(-1, dtype=wide)
-            toward = _toward(probs_CV, targets_R[chunk, None], slope_CV, how.factor, grad_R[chunk, None])
+            y_C1 = targets_R[chunk, None]
+            probs_CV = torch.softmax(scores_CV, -1, dtype=wide, out=room.wide[: len(y_C1)])
+            toward = _toward(probs_CV, y_C1, slope_CV, how.factor, grad_R[chunk, None])
             if grad_bias is not None:
                 grad_bias += toward.sum(0)
-            toward_CV = toward.to(matrices[0].dtype)
-            for part_CD, matrix_VD, of_state, of_matrix in zip(
-                parts, matrices, grad_states, grad_matrices, strict=True
+            toward_CV = room.narrow[: len(y_C1)].copy_(toward)
+            for part_CD, matrix_VD, of_state, of_matrix, product in zip(
+                parts, matrices, grad_states, grad_matrices, products, strict=True
             ):
                 if of_state is not None:
                     of_state[chunk] = toward_CV @ matrix_VD
                 if of_matrix is not None:
-                    of_matrix.add_(toward_CV.T @ part_CD)
+                    of_matrix.add_(torch.mm(toward_CV.T, part_CD, out=product))
         made = zip(grad_states, grad_matrices, matrices, strict=True)
         flat = [g for x, m, matrix in made for g in (x, m if m is None else m.to(matrix.dtype))]
         return None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _scores(how: Scores, states: list[Tensor], matrices: tuple[Tensor, ...], bias_V: Tensor | None) -> Tensor:
+class _Room(NamedTuple):
+    """Memory for a chunk's scores, in the products' format and in float32 (float64): the system's pages are not free.
+
+    `narrow` holds the scores, and later their gradient, whose place they have left by then.
+    """
+
+    narrow: Tensor
+    wide: Tensor
+
+    @classmethod
+    def for_chunks(cls, tokens: int, matrix_VD: Tensor, wide: torch.dtype) -> _Room:
+        shape = (min(tokens, CHUNK), len(matrix_VD))
+        return cls(matrix_VD.new_empty(shape), matrix_VD.new_empty(shape, dtype=wide))
+
+
+def _scores(
+    how: Scores, states: Sequence[Tensor], matrices: Sequence[Tensor], bias_V: Tensor | None, room: _Room
+) -> Tensor:
     """[C, V], in the products' own format where nothing follows them, else float32 (float64)."""
-    scores_CV = states[0] @ matrices[0].T
+    scores_CV = torch.mm(states[0], matrices[0].T, out=room.narrow[: len(states[0])])
     if len(states) == 1 and bias_V is None and how == Scores():
         return scores_CV
     scores_CV = scores_CV.to(_wide(scores_CV.dtype))
