@@ -105,7 +105,9 @@ def one_step(model: str, folder: Path, *, rows: int) -> None:
         network: Any = load(model, dtype="float32").model
         network.set_attn_implementation(PACKED)
         examples = tokenise(ROWS[:4], template(), max_tokens=99, overlong="drop").examples
-        found = reference_logps(network, examples, folder / "reference", key="k", packed=True, pad=PAD)
+        found = reference_logps(
+            network, examples, folder / "reference", key="k", packed=True, tokens_per_row=200, pad=PAD
+        )
         # not the policy's own, so that the pairs weigh differently
         reference = {key: logp + 3.0 * (number % 3) for number, (key, logp) in enumerate(found.items())}
         if kind == "lora":

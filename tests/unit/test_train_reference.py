@@ -42,7 +42,7 @@ def asked(monkeypatch) -> list[tuple[int, ...]]:
 
 
 def compute(model, examples, folder, *, packed=True):
-    return reference_logps(model, examples, folder, key="k", packed=packed, pad=PAD)
+    return reference_logps(model, examples, folder, key="k", packed=packed, tokens_per_row=64, pad=PAD)
 
 
 def test_every_answer_has_the_log_prob_of_the_plain_forward(model, tmp_path):
@@ -80,7 +80,7 @@ def test_only_the_owed_responses_are_computed(model, tmp_path, asked):
 
 def test_the_file_of_another_reference_is_not_used(model, tmp_path, asked):
     compute(model, EXAMPLES[:2], tmp_path)
-    reference_logps(model, EXAMPLES[:2], tmp_path, key="other", packed=True, pad=PAD)
+    reference_logps(model, EXAMPLES[:2], tmp_path, key="other", packed=True, tokens_per_row=64, pad=PAD)
     assert len(asked) == 8
 
 
@@ -117,7 +117,7 @@ def test_a_killed_call_keeps_what_it_had(model, tmp_path, asked, monkeypatch):
     monkeypatch.setattr(reference, "example_logps", forward)
     asked.clear()
     compute(model, EXAMPLES, tmp_path)
-    assert len(asked) == 40 - 2 * reference.BATCH
+    assert len(asked) == 40 - 2 * 7  # three rows: 7, 7 and 6 examples of 8 tokens
 
 
 def test_a_damaged_model_is_an_error_and_leaves_no_line(model, tmp_path):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from anchorline.errors import ModelError
 from anchorline.train.attention import PACKED
-from anchorline.train.head import token_logps
 from anchorline.train.layout import Row, pack
+from anchorline.train.output import OutputHead, output_head
 from anchorline.train.tokenise import Example
 
 
@@ -32,7 +32,7 @@ def packed_logps(model: Any, row: Row) -> Float[Tensor, " branches"]:
 
 def packed_token_logps(model: Any, row: Row) -> Float[Tensor, " tokens"]:
     """Log-prob of every response token of a packed row, in the row's order."""
-    return _through_head(model, row, lambda hidden, weight: token_logps(hidden, weight, row.targets)[:, None])[:, 0]
+    return _through_head(model, row, lambda hidden, head: head.token_logps(hidden, row.targets)[:, None])[:, 0]
 
 
 def packed_hidden(model: Any, row: Row) -> Float[Tensor, "tokens width"]:
@@ -71,7 +71,8 @@ def check_forward(model: Any, example: Example, *, pad: int) -> None:
         plain = plain_logps(model, [example], pad=pad)
     with torch.no_grad():
         packed = example_logps(model, [example, example], packed=True, pad=pad)[len(example.responses) :]
-    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
+    wide = all(p.dtype in {torch.float32, torch.float64} for p in model.parameters())
+    exact = wide and not torch.is_autocast_enabled(plain.device.type)
     limit = (1e-3 if exact else 5e-2) * plain.abs() + (1e-3 if exact else 1.0)
     if bool(((plain - packed).abs() > limit).any()):
         raise ModelError(
@@ -94,14 +95,20 @@ def plain_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _through_head(model: Any, row: Row, instead: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Call the model on a packed row with `instead(hidden [R, D], weight [V, D])` in the place of its output head.
+def _through_head(model: Any, row: Row, instead: Callable[[Tensor, OutputHead], Tensor]) -> Tensor:
+    """Call the model on a packed row with `instead(hidden [R, D], head)` in the place of its output head.
 
     The head is changed for the time of the call and the model is called as a whole, so that the wrappers' hooks (DDP's
     gradient reduction, FSDP's gathering of the weight) stay in force.
     """
     head = output_head(model)
-    head.forward = lambda hidden: instead(hidden.squeeze(0), head.weight)[None]  # pyright: ignore[reportAttributeAccessIssue]
+    made: list[Tensor] = []
+
+    def stand_in(hidden: Tensor) -> Tensor:
+        made.append(instead(hidden.squeeze(0), head))
+        return made[0][None]
+
+    head.module.forward = stand_in
     try:
         out = model(
             input_ids=row.tokens,
@@ -111,20 +118,8 @@ def _through_head(model: Any, row: Row, instead: Callable[[Tensor, Tensor], Tens
             use_cache=False,
         )
     finally:
-        del head.forward
-    return out.logits.squeeze(0)
-
-
-def output_head(model: Any) -> torch.nn.Linear:
-    """The model's output head.
-
-    Raises:
-        ModelError: it is more than a matrix.
-
-    """
-    while hasattr(model, "module"):
-        model = model.module
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ModelError("the model's head is not a plain matrix; set train.forward to plain")
-    return head
+        del head.module.forward
+    if not head.changed_after:
+        return out.logits.squeeze(0)
+    # what the model did to the stand-in is not wanted, but its output stays in the graph, where wrappers hang their hooks
+    return made[0] + 0 * out.logits.squeeze(0)

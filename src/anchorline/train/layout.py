@@ -98,6 +98,26 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def rows_of(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
+    """The fewest rows of about equal size that keep to `tokens` each; an example that is longer is a row of its own.
+
+    >>> one = Example("a", (5, 6), ((7, 8), (9,)), (True, False))
+    >>> [len(row) for row in rows_of([one, one, one], 10)]
+    [2, 1]
+    """
+    sizes = [len(e.prompt) + sum(map(len, e.responses)) for e in examples]
+    order = sorted(range(len(examples)), key=lambda i: -sizes[i])
+    for count in range(max(1, -(-sum(sizes) // tokens)), len(examples) + 1):
+        rows, used = [[] for _ in range(count)], [0] * count
+        for i in order:  # the longest first, each into the row that has most room
+            place = used.index(min(used))
+            rows[place].append(i)
+            used[place] += sizes[i]
+        if all(size <= tokens or len(row) == 1 for row, size in zip(rows, used, strict=True)):
+            return [[examples[i] for i in sorted(row)] for row in rows if row]
+    return [[example] for example in examples]
+
+
 def pack(examples: Sequence[Example]) -> Row:
     """Lay examples out one behind the other."""
     shared = shared_opening([example.prompt for example in examples])

@@ -24,10 +24,11 @@ from anchorline.data.jsonl import append_jsonl, read_appended
 from anchorline.errors import TrainingError
 from anchorline.progress import SILENT, Progress
 from anchorline.train.forward import example_logps
+from anchorline.train.layout import rows_of
 from anchorline.train.tokenise import Example, response_key
 
-BATCH = 8
-"""Examples packed into one row here."""
+BATCH = 64
+"""Examples whose log-probs are kept together."""
 
 
 def reference_key(model_fingerprint: str, *, dtype: str, forward: str) -> str:
@@ -42,6 +43,7 @@ def reference_logps(
     *,
     key: str,
     packed: bool,
+    tokens_per_row: int,
     pad: int,
     progress: Progress = SILENT,
 ) -> dict[str, float]:
@@ -60,16 +62,16 @@ def reference_logps(
     owed.sort(key=lambda e: -e.longest)
     with progress.task("reference log-probs", total=len(owed), unit="prompts") as advance, torch.no_grad():
         for start in range(0, len(owed), BATCH):
-            batch = owed[start : start + BATCH]
-            sums = example_logps(model, batch, packed=packed, pad=pad).tolist()
-            keys = [response_key(e.prompt, response) for e in batch for response in e.responses]
-            if not all(map(math.isfinite, sums)):
-                raise TrainingError(
-                    "the reference gives a log-prob that is not finite; the model's weights are damaged"
-                )
-            append_jsonl(file, [{"answer": k, "logp": v} for k, v in zip(keys, sums, strict=True)])
-            table |= zip(keys, sums, strict=True)
-            advance(len(batch))
+            for batch in rows_of(owed[start : start + BATCH], tokens_per_row):
+                sums = example_logps(model, batch, packed=packed, pad=pad).tolist()
+                keys = [response_key(e.prompt, response) for e in batch for response in e.responses]
+                if not all(map(math.isfinite, sums)):
+                    raise TrainingError(
+                        "the reference gives a log-prob that is not finite; the model's weights are damaged"
+                    )
+                append_jsonl(file, [{"answer": k, "logp": v} for k, v in zip(keys, sums, strict=True)])
+                table |= zip(keys, sums, strict=True)
+                advance(len(batch))
     return table
 
 

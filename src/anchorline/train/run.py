@@ -1,6 +1,7 @@
 """One training run: from pairs to an adapter, with everything that a look back needs.
 
-    train/  metrics.jsonl   one line an optimizer step
+    train/  arithmetic.json where it ran and in which format, and the speeds by which `dtype: auto` chose it
+            metrics.jsonl   one line an optimizer step
             pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, as trained
             checkpoint-N/   the Trainer's own; a killed run continues from the newest
     model/  the adapter (or all weights), the tokenizer; on request merged/
@@ -16,6 +17,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +26,14 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from anchorline.data.files import write_rows
-from anchorline.data.jsonl import read_appended, read_json, write_jsonl
+from anchorline.data.jsonl import read_appended, read_json, write_json, write_jsonl
 from anchorline.errors import DataError, ModelError
-from anchorline.llm.device import pick_device
-from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load
+from anchorline.llm.device import measured_products, pick_device
+from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
+from anchorline.train.arithmetic import multiplying_in, wrapped
 from anchorline.train.attention import PACKED, refuse_unpackable
 from anchorline.train.config import LoraSettings, TrainSettings
 from anchorline.train.forward import check_forward, plain_attention
@@ -86,6 +89,7 @@ def train(
     pad = loaded.tokenizer.pad_token_id
     assert isinstance(pad, int)
 
+    write_json(logs / "arithmetic.json", {**loaded.device._asdict(), "gflops": measured_products()})
     with quiet(), autocast(loaded):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
@@ -95,6 +99,7 @@ def train(
             folder / "reference",
             key=reference_key(fingerprint(loaded.path), dtype=loaded.device.dtype, forward=settings.forward),
             packed=settings.forward == "packed",
+            tokens_per_row=settings.tokens_per_row,
             pad=pad,
             progress=progress,
         )
@@ -108,6 +113,7 @@ def train(
             args=arguments,
             data=TrainingData(examples, reference),
             settings=settings,
+            dtype=torch_dtype(loaded.device),
             pad=pad,
             folder=logs,
             advance=advance,
@@ -191,14 +197,12 @@ def _last_layers(loaded: Loaded, count: int | None) -> list[int] | None:
 
 
 def _arguments(settings: TrainSettings, rows: int, logs: Path, *, seed: int, bf16: bool) -> TrainingArguments:
-    row = _largest_divisor(settings.pairs_per_step, settings.pairs_per_row)
     steps = math.ceil(math.ceil(rows / settings.pairs_per_step) * settings.epochs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return TrainingArguments(
             output_dir=str(logs),
-            per_device_train_batch_size=row,
-            gradient_accumulation_steps=settings.pairs_per_step // row,
+            per_device_train_batch_size=settings.pairs_per_step,  # the trainer cuts it into rows
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.schedule,
@@ -206,7 +210,7 @@ def _arguments(settings: TrainSettings, rows: int, logs: Path, *, seed: int, bf1
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             gradient_checkpointing=settings.gradient_checkpointing,
-            bf16=bf16,
+            bf16=bf16 and wrapped(),  # else the trainer brings its own arithmetic
             use_cpu=not torch.cuda.is_available(),
             seed=seed,
             data_seed=seed,
@@ -228,13 +232,9 @@ def _steps(arguments: TrainingArguments, rows: int) -> int:
     return math.ceil(an_epoch * arguments.num_train_epochs)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
-
-
-def autocast(loaded: Loaded) -> torch.autocast:
+def autocast(loaded: Loaded) -> AbstractContextManager[None]:
     """The arithmetic of the training steps, for every other log-prob too: else the rewards at step 0 would not be 0."""
-    return torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=loaded.device.dtype == "bfloat16")
+    return multiplying_in(loaded.model, torch_dtype(loaded.device))
 
 
 def _newest_checkpoint(logs: Path) -> Path | None:

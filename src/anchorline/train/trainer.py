@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,10 @@ from anchorline.objectives.kto import reference_point
 from anchorline.objectives.logps import AnswerLogps, PairLogps
 from anchorline.objectives.metrics import pair_metrics
 from anchorline.objectives.table import loss
+from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.config import TrainSettings
 from anchorline.train.forward import example_logps
+from anchorline.train.layout import rows_of
 from anchorline.train.tokenise import Example, response_key
 
 
@@ -68,6 +71,7 @@ class AnchoredTrainer(Trainer):
         args: TrainingArguments,
         data: TrainingData,
         settings: TrainSettings,
+        dtype: torch.dtype,
         pad: int,
         folder: Path,
         advance: Callable[[int], None],
@@ -83,11 +87,37 @@ class AnchoredTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.data, self.settings, self.pad, self.folder = data, settings, pad, folder
+        self.dtype = dtype
         self._records: list[dict[str, Any]] = []
         self._started = time.monotonic()
 
     def _collate(self, indices: list[int]) -> dict[str, Any]:
         return {"labels": torch.ones(len(indices)), "rows": indices}
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a step's pairs, row by row; their gradients add up."""
+        rows = rows_of([self.data.examples[i] for i in inputs["rows"]], self.settings.tokens_per_row)
+        count = self._equal_count(len(rows))
+        losses = []
+        with multiplying_in(model, self.dtype):
+            for number in range(count):
+                examples = rows[min(number, len(rows) - 1)]
+                last = number == count - 1
+                # a process with fewer rows goes through one more, weightless, so that all make the same collective calls
+                weight = float(number < len(rows))
+                with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+                    part = {"rows": examples, "weight": weight}
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _equal_count(self, rows: int) -> int:
+        if self.args.world_size == 1:
+            return rows
+        most = torch.tensor(rows, device=self.args.device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        return int(most)
 
     def compute_loss(
         self,
@@ -98,7 +128,7 @@ class AnchoredTrainer(Trainer):
     ) -> Any:
         """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step."""
         assert not return_outputs, "the trainer trains; evals measures"
-        examples = [self.data.examples[i] for i in inputs["rows"]]
+        examples = inputs["rows"]
         policy = example_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
         keys = [response_key(e.prompt, r) for e in examples for r in e.responses]
         reference = policy.new_tensor([self.data.reference[k] for k in keys])
@@ -118,10 +148,12 @@ class AnchoredTrainer(Trainer):
                 f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); "
                 "lower train.learning_rate, or set train.dtype to float32"
             )
-        self._record(examples, batch.rows, rows)
+        weight = inputs.get("weight", 1.0)
+        if weight:
+            self._record(examples, batch.rows, rows)
         count = num_items_in_batch if num_items_in_batch is not None else len(rows)
         # gradients are averaged over processes, but the count is of all processes together
-        return rows.sum() / count * (self.args.world_size if num_items_in_batch is not None else 1)
+        return weight * rows.sum() / count * (self.args.world_size if num_items_in_batch is not None else 1)
 
     def _record(self, examples: Sequence[Example], logps: PairLogps | AnswerLogps, rows: Tensor) -> None:
         columns: dict[str, list[Any]] = {"id": [e.id for e in examples], "loss": rows.detach().tolist()}
