@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from anchorline.errors import AnchorlineError
+from anchorline.errors import AnchorlineError, EndedElsewhere
 from anchorline.progress import SILENT, Progress
 
 
@@ -25,6 +25,8 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
     """
     try:
         call()
+    except EndedElsewhere as error:
+        return error.exit_code
     except AnchorlineError as error:
         _complain(f"error: {error}")
         return error.exit_code

@@ -46,14 +46,17 @@ from anchorline.recipe.sources import read_answers, read_given, read_sources
 from anchorline.recipe.stages import (
     SETS,
     STAGES,
+    TRAIN,
     Stage,
     asks_models,
     keep_failures,
     remove_outputs,
     rivals,
     set_stage,
+    train_together,
 )
 from anchorline.recipe.summary import write_summary
+from anchorline.train.processes import joined, led, rank
 
 Summary = dict[str, Any]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "rapidfuzz", "pydantic")
@@ -73,10 +76,28 @@ def run(
     `maker` makes a set of pairs by that maker beside the run's own (in sets/MAKER), and matches the sets that are there.
     Everything that the recipe names is looked at first, so that a mistake leaves no folder behind.
 
+    Where a launcher has started several processes, each of them calls this: the first does everything, and the others
+    join it for the training.
+
     Raises:
         UserError: the recipe, a file that it names, the model or the run folder cannot be used.
 
     """
+    with joined():
+        if rank() > 0:
+            return _follow(recipe, folder)
+        summary = _lead(recipe, folder, upto=upto, maker=maker, calls=calls, progress=progress)
+        return led(lambda: summary)
+
+
+def _follow(recipe: Recipe, folder: Path) -> Summary:
+    """Train whenever the leading process does; its summary in the end."""
+    while (told := led(dict)) == TRAIN:
+        train_together(RunContext(recipe, folder))
+    return told
+
+
+def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls: Calls, progress: Progress) -> Summary:
     upto = set_stage(maker) if maker else upto
     stages = wanted_stages(recipe, upto)
     check(RunContext(recipe, folder), stages)

@@ -50,10 +50,13 @@ from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoint
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import ask_policy
 from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.train.processes import led
 from anchorline.types import Failure, Pair, Prompt, Unpaired
 
 SETS = "sets"
 """The folder of the makers' sets."""
+TRAIN = "train"
+"""What the leading process says to the others when all of them train."""
 
 
 class Stage(NamedTuple):
@@ -228,6 +231,12 @@ def _measure(run: RunContext) -> list[Failure]:
 
 
 def _train(run: RunContext) -> list[Failure]:
+    led(lambda: TRAIN)  # the other processes of this run wait for this word
+    return train_together(run)
+
+
+def train_together(run: RunContext) -> list[Failure]:
+    """Train with the pairs of the run folder; every process of the run calls it."""
     from anchorline.train.run import train
 
     run.release()
