@@ -8,7 +8,8 @@ What anchorline decides itself is refused with the setting that decides it, as i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from anchorline.errors import RecipeError
+from anchorline.llm.models import first_line
 
 OWNED: dict[str, str] = {
     "output_dir": "the run folder (--out)",
@@ -79,3 +81,14 @@ def further_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
                 + (f"; did you mean {close[0]}?" if close else "")
             )
     return dict(given)
+
+
+@contextmanager
+def from_arguments(given: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the Trainer reads the arguments; what it does not like about them is a RecipeError."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        if not given:
+            raise
+        raise RecipeError(f"train.arguments: {first_line(error)}") from error

@@ -100,6 +100,7 @@ def _bring(written: Path, target: Path, state: Any, *, keep: int) -> None:
     if target.exists():  # of a run that was continued from an older one
         remove(target)
     written.rename(target)
+    shutil.rmtree(written.parent)
     _sync_folder(target.parent)
     # its own best is kept beside the newest
     best = state.best_model_checkpoint

@@ -74,7 +74,7 @@ class TrainSettings(BaseModel):
     save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints, from which a killed run continues."""
     reference_cache: str | None = None
-    """A folder of the reference's log-probs, shared by runs; `null` is `reference` in the user's cache folder."""
+    """A folder of the reference's log-probs, shared by runs; `null`: `reference` in anchorline's cache folder."""
     save_total_limit: int = Field(default=1, ge=1)
     """How many checkpoints are kept, the newest; a new one is whole before an old one goes."""
     arguments: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,8 @@ SAMPLE = 4
 
 
 def reference_folder(named: str | None) -> Path:
-    """Where references are kept: the folder that a recipe names, or `reference` in the user's cache folder."""
+    """The folder that a recipe names, that ANCHORLINE_REFERENCE_CACHE names, or `reference` in the user's cache."""
+    named = named or os.environ.get("ANCHORLINE_REFERENCE_CACHE")
     return Path(named).expanduser() if named else cache_folder() / "reference"
 
 

@@ -24,13 +24,13 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from anchorline.data.files import write_rows
 from anchorline.data.jsonl import read_appended, write_jsonl
-from anchorline.errors import DataError, ModelError, RecipeError
+from anchorline.errors import DataError, ModelError
 from anchorline.llm.device import pick_device
-from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, first_line, load
+from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load
 from anchorline.llm.quiet import quiet
 from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
-from anchorline.train.arguments import further_arguments
+from anchorline.train.arguments import from_arguments, further_arguments
 from anchorline.train.attention import PACKED, refuse_unpackable
 from anchorline.train.checkpoints import disk_trouble, newest_checkpoint, remove, step_of
 from anchorline.train.config import LoraSettings, TrainSettings
@@ -141,16 +141,17 @@ def _train(
     with quiet(), progress.task("train", total=total, unit="steps") as advance:
         set_seed(seed)  # the adapter's first weights
         policy = with_adapter(loaded, settings, model)
-        trainer = AnchoredTrainer(
-            model=policy,
-            args=arguments,
-            data=TrainingData(examples, reference, heldout_examples),
-            settings=settings,
-            pad=pad,
-            folder=logs,
-            advance=advance,
-            callbacks=callbacks,
-        )
+        with from_arguments(further):
+            trainer = AnchoredTrainer(
+                model=policy,
+                args=arguments,
+                data=TrainingData(examples, reference, heldout_examples),
+                settings=settings,
+                pad=pad,
+                folder=logs,
+                advance=advance,
+                callbacks=callbacks,
+            )
         checkpoint = led(lambda: _last_state(logs))
         advance(step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -270,12 +271,8 @@ def _arguments(
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with from_arguments(further):
             return TrainingArguments(**own | further)
-        except (ValueError, TypeError, ImportError) as error:
-            if not further:
-                raise
-            raise RecipeError(f"train.arguments: {first_line(error)}") from error
 
 
 def _steps(settings: TrainSettings, further: Mapping[str, Any], rows: int) -> int:
@@ -309,6 +306,9 @@ def _save(trainer: AnchoredTrainer, policy: Any, loaded: Loaded, target: Path, *
     """Write the trained model, in one step. All processes come here: of sharded weights each holds a part."""
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if state:  # gathered, tied weights stand there twice
+        own = {name for names in (policy.named_parameters(), policy.named_buffers()) for name, _ in names}
+        state = {name: tensor for name, tensor in state.items() if name in own}
 
     def write() -> None:
         scratch = target.with_name(".model-writing")
