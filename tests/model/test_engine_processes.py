@@ -77,7 +77,6 @@ def test_a_training_killed_with_sigkill_continues_to_the_same_end(model, tmp_pat
     assert len(pairs(tmp_path / "killed")) == 120
 
 
-
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]

@@ -466,7 +466,9 @@ def test_held_out_pairs_are_measured_during_training(model, tmp_path):
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3], "the evaluations are in a file of their own"
     evaluated = [logs["eval_loss"] for logs in logger.logs if "eval_loss" in logs]
     assert evaluated == [row["loss"] for row in rows]
-    assert [logs["margin"] for logs in logger.logs if "learning_rate" in logs] == [r["margin"] for r in metrics(tmp_path)]
+    assert [logs["margin"] for logs in logger.logs if "learning_rate" in logs] == [
+        r["margin"] for r in metrics(tmp_path)
+    ]
 
 
 def test_evaluation_does_not_change_the_training(model, tmp_path):

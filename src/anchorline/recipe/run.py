@@ -50,6 +50,7 @@ from anchorline.recipe.stages import (
     Stage,
     asks_models,
     keep_failures,
+    recipe_evaluates,
     remove_outputs,
     rivals,
     set_stage,
@@ -189,6 +190,15 @@ def check(context: RunContext, stages: list[Stage]) -> None:
         sampled = set()
     if (sampled or names & {"baseline", "train"}) and importlib.util.find_spec("torch") is None:
         raise MissingExtra("running a model", "train")
+    if "train" in names and context.recipe.train.arguments:
+        from anchorline.train.arguments import further_arguments
+
+        further_arguments(context.recipe.train.arguments)
+        if recipe_evaluates(context.recipe) and context.recipe.pairs.file is None:
+            raise RecipeError(
+                "train.arguments.eval_strategy wants held-out pairs, which come with `pairs.file` and `pairs.heldout`; "
+                "name a file of pairs, or leave it out (the evaluate stage measures after training)"
+            )
     if context.recipe.style and (makers or "evaluate" in names):
         _ = context.style
     if "prompts" in names:

@@ -106,7 +106,7 @@ def _bring(written: Path, target: Path, state: Any, *, keep: int) -> None:
     best = state.best_model_checkpoint
     others = [c for c in sorted(target.parent.glob("checkpoint-*"), key=step_of) if str(c) != best]
     kept = max(keep - (best is not None and best != str(target)), 1)
-    for old in others[: len(others) - kept] if others else []:
+    for old in others[: max(len(others) - kept, 0)]:
         remove(old)
 
 
