@@ -25,10 +25,9 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
     """
     try:
         call()
-    except EndedElsewhere as error:
-        return error.exit_code
     except AnchorlineError as error:
-        _complain(f"error: {error}")
+        if not isinstance(error, EndedElsewhere):
+            _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _complain(f"stopped; what is finished is kept{f'. Continue with: {again}' if again else ''}")

@@ -31,7 +31,7 @@ def launched() -> int:
 
 
 def rank() -> int:
-    """This process's number; 0 leads."""
+    """The number of this process; 0 leads."""
     return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 

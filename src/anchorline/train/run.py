@@ -272,7 +272,7 @@ def _arguments(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with from_arguments(further):
-            return TrainingArguments(**own | further)
+            return TrainingArguments(**{**own, **further})
 
 
 def _steps(settings: TrainSettings, further: Mapping[str, Any], rows: int) -> int:

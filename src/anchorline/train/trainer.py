@@ -99,7 +99,7 @@ class AnchoredTrainer(Trainer):
         return {"labels": torch.ones(len(indices)), "rows": indices}
 
     def get_train_dataloader(self) -> RowLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """This process's rows: accelerate would repeat pairs where they do not come out even."""
+        """The rows of this process: accelerate would repeat pairs where they do not come out even."""
         sampler = RowSampler(
             len(self.data.examples), share_of(self.settings), process=rank() if count() > 1 else 0, seed=self._data_seed
         )
@@ -156,7 +156,8 @@ class AnchoredTrainer(Trainer):
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss and the step's numbers on the held-out pairs, into `evaluations.jsonl` and to the loggers."""
-        model, heldout = self.model_wrapped, self.data.heldout
+        model: Any = self.model_wrapped
+        heldout = self.data.heldout
         model.eval()
         share = share_of(self.settings)
         size = share.row
