@@ -39,12 +39,14 @@ from anchorline.data import (
     write_jsonl,
 )
 from anchorline.errors import DataError
+from anchorline.llm.device import exact_dtype
 from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs import clair_pairs, no_pair
 from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
+from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
 from anchorline.recipe.manifest import content_hash
@@ -121,24 +123,34 @@ def _source(source: str | float | None) -> Any:
 
 
 def _sample(run: RunContext) -> list[Failure]:
-    failures = _answered(run, run.prompts("prompts.jsonl"), "answers.jsonl")
+    failures = _answered(run, run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")
     unstyled = run.prompts("unstyled-prompts.jsonl")
     if unstyled:
-        failures += _answered(run, unstyled, "unstyled-answers.jsonl")
+        failures += _answered(run, unstyled, as_it_is(run.recipe.sample), "unstyled-answers.jsonl")
     return failures
+
+
+def as_it_is(settings: SampleSettings) -> SampleSettings:
+    """Sampling from the policy's own distribution, for answers that are to stay as likely as they are.
+
+    Imitating samples of that very distribution leaves it alone on average; samples of a lower temperature sharpen it.
+    """
+    return settings.model_copy(update={"temperature": 1.0, "top_p": 1.0})
 
 
 def _resample(run: RunContext) -> list[Failure]:
     first = run.prompts("prompts.jsonl")
     again = [replace(prompt, id=f"{prompt.id}#{n}") for n in range(1, run.recipe.pairs.samples) for prompt in first]
-    return _answered(run, again, MORE)
+    return _answered(run, again, run.recipe.sample, MORE, "resample")
 
 
-def _answered(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
+def _answered(
+    run: RunContext, prompts: list[Prompt], settings: SampleSettings, name: str, stage: str = "sample"
+) -> list[Failure]:
     """Let the policy answer, where it is; the rows without an answer."""
     if run.recipe.llm.policy is not None:
-        return ask_policy(run, prompts, name)
-    answers = run.answer(run.loaded(), prompts, run.recipe.sample, name)
+        return ask_policy(run, prompts, settings, name, stage)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, settings, name)
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
 
 
@@ -153,11 +165,12 @@ def _given_answers(run: RunContext) -> list[Failure]:
 
 def _baseline(run: RunContext) -> list[Failure]:
     heldout, general = run.prompts("evals/prompts.jsonl"), run.prompts("evals/general-prompts.jsonl")
+    dtype = exact_dtype(run.recipe.eval.dtype)
     if heldout:
-        run.answer(run.loaded(), heldout, eval_sampling(run.recipe), "evals/before.jsonl")
+        run.answer(run.loaded(dtype), heldout, eval_sampling(run.recipe), "evals/before.jsonl")
     if general:
         settings = eval_sampling(run.recipe).model_copy(update={"max_new_tokens": run.recipe.eval.general_tokens})
-        run.answer(run.loaded(), general, settings, "evals/general.jsonl")
+        run.answer(run.loaded(dtype), general, settings, "evals/general.jsonl")
     return []
 
 
@@ -173,19 +186,33 @@ def _pairs(run: RunContext, maker: Maker, target: str, stage: str) -> list[Failu
     run.release()
     if not (maker == "clair" and run.recipe.pairs.reviser == "rules"):
         made = make_set(run, maker, stage=stage, target=target)
+        run.made[stage] = made.counts
         if not made.pairs:
             keep_failures(run.folder, stage, made.failures)
-            raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path(target))
+            raise DataError(f"{no_pair(made.failures)}{_flips(made.counts)}; see failures.jsonl", file=run.path(target))
         return made.failures
     policy = run.policy_name
     made = clair_pairs(run.read("answers.jsonl", answer_from_row), run.style, policy=policy)
     if not made.pairs:
         keep_failures(run.folder, stage, made.failures)
         raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path("answers.jsonl"))
-    # where the style does not apply, the policy's own answer is the better one
-    other = clair_pairs(run.read("unstyled-answers.jsonl", answer_from_row), run.style, policy=policy)
-    run.write("pairs.jsonl", [*made.pairs, *map(_turned, other.pairs)], pair_to_row)
-    return [*made.failures, *other.failures]
+    # where the style does not apply, the policy's own answer is the better one; a set beside others has no such prompts
+    unstyled = run.read("unstyled-answers.jsonl", answer_from_row) if stage == "pairs" else []
+    other = clair_pairs(unstyled, run.style, policy=policy)
+    pairs, failures = [*made.pairs, *map(_turned, other.pairs)], [*made.failures, *other.failures]
+    run.write(target, pairs, pair_to_row)
+    counts = Counts("clair")
+    for result in (*pairs, *failures):
+        counts.add(result)
+    run.made[stage] = counts.row()
+    return failures
+
+
+def _flips(counts: dict[str, Any]) -> str:
+    judge = counts.get("judge")
+    if not judge or not judge["flips"]:
+        return ""
+    return f"; the judge's verdict turned with the order of the answers in {judge['flips']} of {judge['judged']} comparisons"
 
 
 def _turned(pair: Pair) -> Pair:
@@ -260,7 +287,8 @@ def _evaluate(run: RunContext) -> list[Failure]:
     from anchorline.evals.subject import attend, load_subject
 
     recipe, failures = run.recipe, []
-    subject = load_subject(run.path("model"), run.model, recipe.train)
+    dtype, packed = exact_dtype(recipe.eval.dtype), recipe.train.forward == "packed"
+    subject = load_subject(run.path("model"), run.model, dtype=dtype, packed=packed)
     before = run.read("evals/before.jsonl", answer_from_row)
     if before:
         heldout = run.prompts("evals/prompts.jsonl")
@@ -297,7 +325,7 @@ def _report(run: RunContext) -> list[Failure]:
 
 def _model_settings(run: RunContext, *names: str) -> dict[str, Any]:
     settings = {name: getattr(run.recipe, name).model_dump() for name in names}
-    return settings | {"model": run.model_fingerprint, "seed": run.recipe.seed, "dtype": run.recipe.train.dtype}
+    return settings | {"model": run.model_fingerprint, "seed": run.recipe.seed}
 
 
 def _style_settings(run: RunContext) -> dict[str, Any]:
@@ -320,7 +348,7 @@ def recipe_evaluates(recipe: Recipe) -> bool:
 
 
 def _evaluate_settings(run: RunContext) -> dict[str, Any]:
-    used = {"beta", "max_tokens", "forward", "dtype"}
+    used = {"beta", "max_tokens", "forward"}
     return _model_settings(run, "eval") | _style_settings(run) | {"train": run.recipe.train.model_dump(include=used)}
 
 
@@ -337,7 +365,7 @@ def _samples(recipe: Recipe) -> bool:
 def _sample_settings(run: RunContext) -> dict[str, Any]:
     served = run.recipe.llm.policy
     if served is None:
-        return _model_settings(run, "sample")
+        return _model_settings(run, "sample") | {"dtype": run.recipe.train.dtype}
     settings = run.recipe.sample.model_dump(exclude={"batch_size"})
     return {"sample": settings, "policy": _asked(served), "cut": run.recipe.sample.max_new_tokens}
 
