@@ -58,6 +58,7 @@ def child(folder: Path, progress: KilledAt | None, touches: int | None) -> None:
 
     torch.set_num_threads(1)
     os.chdir(folder)
+    os.environ["ANCHORLINE_REFERENCE_CACHE"] = str(folder / "reference")  # the server that forks has an older one
     if touches is not None:
         left = [touches]
 

@@ -76,6 +76,7 @@ def test_weights_come_back_after_a_failure():
 
 def test_where_weights_are_wrapped_autocast_stays(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     model = model_of("tied")
     with multiplying_in(model, torch.bfloat16):
         assert torch.is_autocast_enabled("cpu")

@@ -268,22 +268,38 @@ def test_another_prompt_changes_both_of_its_branches_and_no_other_pair(packed_mo
     assert same.tolist() == [[False, False], [True, True], [True, True]]
 
 
-def test_a_branch_sends_no_gradient_into_another(packed_model):
+@pytest.mark.parametrize("kind", ["llama", "sliding window", "lora", "checkpointing"])
+@pytest.mark.parametrize("branch", range(6))
+def test_a_branch_hears_its_prompt_and_itself_and_nothing_else(branch, kind):
+    """d(rejected log-prob)/d(embeddings of the chosen answer) is exactly 0, the reverse too, and of every other pair."""
+    model: Any = tiny()
+    if kind == "sliding window":
+        model = tiny(MistralConfig(**SIZES, sliding_window=4), MistralForCausalLM)
+    embed = model.get_input_embeddings()
+    if kind == "lora":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    model.set_attn_implementation(PACKED)
+    if kind == "checkpointing":
+        model.train()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     row = pack(PAIRS)
     states: list[torch.Tensor] = []
-    hook = packed_model.model.embed_tokens.register_forward_hook(
-        lambda module, inputs, out: states.append(out.detach().requires_grad_()) or states[0]
-    )
-    try:
-        packed_logps(packed_model, row)[1].backward()  # the first pair's rejected answer
-    finally:
-        hook.remove()
-    assert states[0].grad is not None
-    heard = states[0].grad.abs().sum(-1)[0] > 0
-    pair = row.layout[0]
-    # its last token is predicted, and predicts nothing
-    expected = [*range(pair.prompt_end), *range(pair.ends[0], pair.ends[1] - 1)]
-    assert heard.nonzero().squeeze(-1).tolist() == expected
+    embed.register_forward_hook(lambda module, inputs, out: states.append(out.detach().requires_grad_()) or states[0])
+    packed_logps(model, row)[branch].backward()
+    assert states[0].grad is not None and torch.equal(states[0][0].detach(), embed.weight[row.tokens[0]].detach())
+    heard = states[0].grad.abs().sum(-1)[0]
+    pair, side = row.layout[branch // 2], branch % 2
+    first = (pair.prompt_end, *pair.ends)[side]
+    expected = {
+        *range(pair.start, pair.prompt_end),
+        *range(first, pair.ends[side] - 1),
+    }  # the last token predicts nothing
+    silent = [i for i in range(len(heard)) if i not in expected]
+    assert heard[silent].tolist() == [0.0] * len(silent)
+    if kind == "sliding window":  # what lies far back is not heard either
+        assert heard[sorted(expected)].count_nonzero() > 0
+    else:
+        assert bool((heard[sorted(expected)] > 0).all())
 
 
 # ---- the head is lent, not taken ---------------------------------------------------------------------------------

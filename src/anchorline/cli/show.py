@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from anchorline.errors import AnchorlineError
+from anchorline.errors import AnchorlineError, EndedElsewhere
 from anchorline.progress import SILENT, Progress
 
 
@@ -26,7 +26,8 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
     try:
         call()
     except AnchorlineError as error:
-        _complain(f"error: {error}")
+        if not isinstance(error, EndedElsewhere):
+            _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _complain(f"stopped; what is finished is kept{f'. Continue with: {again}' if again else ''}")

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anchorline.train.processes import launched
+
 
 def wrapped() -> bool:
     """Whether the run's weights are shared between processes, or wrapped: then the copies' gradients would go astray."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several or any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+    return launched() > 1 or any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
 
 
 @contextmanager

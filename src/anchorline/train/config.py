@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -73,5 +73,11 @@ class TrainSettings(BaseModel):
     """kto: weight of unwanted answers."""
     save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints, from which a killed run continues."""
+    reference_cache: str | None = None
+    """A folder of the reference's log-probs, shared by runs; `null`: `reference` in anchorline's cache folder."""
+    save_total_limit: int = Field(default=1, ge=1)
+    """How many checkpoints are kept, the newest; a new one is whole before an old one goes."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of transformers.TrainingArguments, such as `{eval_strategy: epoch, report_to: tensorboard}`."""
     merge: bool = False
     """Also write `model/merged`, the adapter folded into the weights."""

@@ -71,14 +71,19 @@ def check_forward(model: Any, example: Example, *, pad: int) -> None:
         plain = plain_logps(model, [example], pad=pad)
     with torch.no_grad():
         packed = example_logps(model, [example, example], packed=True, pad=pad)[len(example.responses) :]
-    wide = all(p.dtype in {torch.float32, torch.float64} for p in model.parameters())
-    exact = wide and not torch.is_autocast_enabled(plain.device.type)
+    exact = not rounds_to_half(model)
     limit = (1e-3 if exact else 5e-2) * plain.abs() + (1e-3 if exact else 1.0)
     if bool(((plain - packed).abs() > limit).any()):
         raise ModelError(
             f"the packed forward gives log-probs {packed.tolist()} where the plain one gives {plain.tolist()}: "
             "this architecture does not run packed; set train.forward to plain"
         )
+
+
+def rounds_to_half(model: Any) -> bool:
+    """Whether the model computes in half precision here: by its weights, by lent copies of them, or by autocast."""
+    wide = all(p.dtype in {torch.float32, torch.float64} for p in model.parameters())
+    return not wide or torch.is_autocast_enabled(next(model.parameters()).device.type)
 
 
 @contextmanager

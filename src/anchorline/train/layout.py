@@ -105,17 +105,26 @@ def rows_of(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
     >>> [len(row) for row in rows_of([one, one, one], 10)]
     [2, 1]
     """
-    sizes = [len(e.prompt) + sum(map(len, e.responses)) for e in examples]
-    order = sorted(range(len(examples)), key=lambda i: -sizes[i])
-    for count in range(max(1, -(-sum(sizes) // tokens)), len(examples) + 1):
+    return [[examples[i] for i in row] for row in cut([e.tokens for e in examples], tokens)]
+
+
+def cut(sizes: Sequence[int], tokens: int, *, multiple: int = 1) -> list[list[int]]:
+    """The same for sizes, as their places; the number of rows is a multiple of `multiple` where there are enough.
+
+    >>> cut([5, 5, 5, 5], 10), cut([5, 5, 5, 5], 100, multiple=2)
+    ([[0, 2], [1, 3]], [[0, 2], [1, 3]])
+    """
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    fewest = max(1, -(-sum(sizes) // tokens))
+    for count in range(fewest + -fewest % multiple, len(sizes) + 1, multiple):
         rows, used = [[] for _ in range(count)], [0] * count
         for i in order:  # the longest first, each into the row that has most room
             place = used.index(min(used))
             rows[place].append(i)
             used[place] += sizes[i]
         if all(size <= tokens or len(row) == 1 for row, size in zip(rows, used, strict=True)):
-            return [[examples[i] for i in sorted(row)] for row in rows if row]
-    return [[example] for example in examples]
+            return [sorted(row) for row in rows if row]
+    return [[i] for i in range(len(sizes))]
 
 
 def pack(examples: Sequence[Example]) -> Row:

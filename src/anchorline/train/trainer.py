@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from anchorline.data.jsonl import append_jsonl
 from anchorline.errors import TrainingError
@@ -24,9 +25,11 @@ from anchorline.objectives.logps import AnswerLogps, PairLogps
 from anchorline.objectives.metrics import pair_metrics
 from anchorline.objectives.table import loss
 from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.batches import Share, StepLoader, StepSampler, Unread
+from anchorline.train.checkpoints import written_aside
 from anchorline.train.config import TrainSettings
 from anchorline.train.forward import example_logps
-from anchorline.train.layout import rows_of
+from anchorline.train.processes import count, gathered, rank
 from anchorline.train.tokenise import Example, response_key
 
 
@@ -35,6 +38,12 @@ class TrainingData(NamedTuple):
 
     examples: Sequence[Example]
     reference: Mapping[str, float]
+    heldout: Sequence[Example] = ()
+    """Measured during training where `eval_strategy` says so."""
+
+
+EVALUATED = 256
+"""Held-out examples that are cut into rows together."""
 
 
 class BatchLogps(NamedTuple):
@@ -75,49 +84,62 @@ class AnchoredTrainer(Trainer):
         pad: int,
         folder: Path,
         advance: Callable[[int], None],
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         super().__init__(
             model=model,
             args=args,
             train_dataset=list(range(len(data.examples))),  # pyright: ignore[reportArgumentType]
+            eval_dataset=list(range(len(data.heldout))) or None,  # pyright: ignore[reportArgumentType]
             data_collator=self._collate,
-            callbacks=[_Advance(advance)],
+            callbacks=[_Advance(advance), *callbacks],
         )
+        self.remove_callback(PrinterCallback)  # it would print every step
         # the collator's labels count rows: the loss is summed and divided by the rows of the whole step
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.data, self.settings, self.pad, self.folder = data, settings, pad, folder
         self.dtype = dtype
         self._records: list[dict[str, Any]] = []
+        self._aside: str | None = None
         self._started = time.monotonic()
 
-    def _collate(self, indices: list[int]) -> dict[str, Any]:
-        return {"labels": torch.ones(len(indices)), "rows": indices}
+    def _collate(self, rows: list[list[int]]) -> dict[str, Any]:
+        return {"labels": torch.ones(sum(map(len, rows))), "rows": rows}
+
+    def get_train_dataloader(self) -> StepLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The rows of this process, a step at a time: accelerate would repeat pairs where they do not come out even."""
+        sizes = [example.tokens for example in self.data.examples]
+        process = rank() if count() > 1 else 0
+        sampler = StepSampler(sizes, share_of(self.settings), process=process, seed=self._data_seed)
+        return StepLoader(Unread(len(sizes)), batch_sampler=sampler, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of a step's pairs, row by row; their gradients add up."""
-        rows = rows_of([self.data.examples[i] for i in inputs["rows"]], self.settings.tokens_per_row)
-        count = self._equal_count(len(rows))
-        losses = []
+        """Forward and backward of this process's share of a step, row by row; the gradients add up."""
+        rows, losses = inputs["rows"], []
         with multiplying_in(model, self.dtype):
-            for number in range(count):
-                examples = rows[min(number, len(rows) - 1)]
-                last = number == count - 1
-                # a process with fewer rows goes through one more, weightless, so that all make the same collective calls
-                weight = float(number < len(rows))
-                with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
-                    part = {"rows": examples, "weight": weight}
-                    losses.append(super().training_step(model, part, num_items_in_batch))
+            for number, row in enumerate(rows):
+                with self._before_the_last(model) if number < len(rows) - 1 else nullcontext():
+                    losses.append(super().training_step(model, {"rows": row}, num_items_in_batch))
         return torch.stack(losses).sum()
 
-    def _equal_count(self, rows: int) -> int:
-        if self.args.world_size == 1:
-            return rows
-        most = torch.tensor(rows, device=self.args.device)
-        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-        return int(most)
+    @contextmanager
+    def _before_the_last(self, model: Any) -> Iterator[None]:
+        """Inside, more rows of the step are to come: DDP does not exchange gradients yet, DeepSpeed does not step."""
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(False)
+        try:
+            # FSDP exchanges with every row all the same: it would have to hold undivided gradients
+            with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+                yield
+        finally:
+            state._set_sync_gradients(True)
 
     def compute_loss(
         self,
@@ -127,9 +149,28 @@ class AnchoredTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step."""
-        assert not return_outputs, "the trainer trains; evals measures"
-        examples = inputs["rows"]
-        policy = example_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
+        assert not return_outputs, "the trainer trains; `evaluate` measures"
+        examples = [self.data.examples[i] for i in inputs["rows"]]
+        if not examples:  # a row for another process: take part in its collective calls, and in nothing else
+            return self._logps(model, self.data.examples[:1]).sum() * 0
+        logps, rows = self._losses(model, examples)
+        if not bool(rows.isfinite().all()):
+            bad = [e.id for e, row in zip(examples, rows.tolist(), strict=True) if not math.isfinite(row)]
+            raise TrainingError(
+                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); "
+                "lower train.learning_rate, or set train.dtype to float32"
+            )
+        self._record(examples, logps, rows)
+        pairs = num_items_in_batch if num_items_in_batch is not None else len(rows)
+        # gradients are averaged over processes, but the count is of all processes together
+        return rows.sum() / pairs * (self.args.world_size if num_items_in_batch is not None else 1)
+
+    def _logps(self, model: Any, examples: Sequence[Example]) -> Tensor:
+        return example_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
+
+    def _losses(self, model: Any, examples: Sequence[Example]) -> tuple[PairLogps | AnswerLogps, Tensor]:
+        """The log-probs of a row's pairs, and the objective's loss of each."""
+        policy = self._logps(model, examples)
         keys = [response_key(e.prompt, r) for e in examples for r in e.responses]
         reference = policy.new_tensor([self.data.reference[k] for k in keys])
         batch = batch_logps(examples, policy, reference)
@@ -142,20 +183,51 @@ class AnchoredTrainer(Trainer):
             desirable_weight=settings.desirable_weight,
             undesirable_weight=settings.undesirable_weight,
         )
-        if not bool(rows.isfinite().all()):
-            bad = [e.id for e, row in zip(examples, rows.tolist(), strict=True) if not math.isfinite(row)]
-            raise TrainingError(
-                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); "
-                "lower train.learning_rate, or set train.dtype to float32"
-            )
-        weight = inputs.get("weight", 1.0)
-        if weight:
-            self._record(examples, batch.rows, rows)
-        count = num_items_in_batch if num_items_in_batch is not None else len(rows)
-        # gradients are averaged over processes, but the count is of all processes together
-        return weight * rows.sum() / count * (self.args.world_size if num_items_in_batch is not None else 1)
+        return batch.rows, rows
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Loss and the step's numbers on the held-out pairs, into `evaluations.jsonl` and to the loggers."""
+        model: Any = self.model_wrapped
+        heldout = self.data.heldout
+        model.eval()
+        sizes = [example.tokens for example in heldout]
+        records: list[dict[str, Any]] = []
+        with self.compute_loss_context_manager(), multiplying_in(model, self.dtype):
+            for start in range(0, len(heldout), EVALUATED):
+                shares = share_of(self.settings).rows(sizes[start : start + EVALUATED])
+                for row in shares[self.args.process_index]:
+                    examples = [heldout[start + place] for place in row]
+                    if examples:
+                        records += self._rows_of(examples, *self._losses(model, examples))
+                    else:
+                        self._logps(model, heldout[:1])
+        records = [record for part in gathered(records) for record in part]
+        numbers = {"loss": _mean([record["loss"] for record in records]), **step_metrics(records)}
+        if self.is_world_process_zero():
+            row = {"step": self.state.global_step, "epoch": round(self.state.epoch or 0.0, 4), **numbers}
+            append_jsonl(self.folder / "evaluations.jsonl", [row])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items() if value is not None}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with written_aside(self.folder, self.state, keep=self.settings.save_total_limit) as aside:
+            self._aside = str(aside)
+            super()._save_checkpoint(model, trial)
+        self._aside = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._aside or super()._get_output_dir(trial)
 
     def _record(self, examples: Sequence[Example], logps: PairLogps | AnswerLogps, rows: Tensor) -> None:
+        step, epoch = self.state.global_step + 1, int(self.state.epoch or 0)
+        self._records += [{"step": step, "epoch": epoch, **row} for row in self._rows_of(examples, logps, rows)]
+
+    def _rows_of(
+        self, examples: Sequence[Example], logps: PairLogps | AnswerLogps, rows: Tensor
+    ) -> list[dict[str, Any]]:
         columns: dict[str, list[Any]] = {"id": [e.id for e in examples], "loss": rows.detach().tolist()}
         columns |= {name: value.detach().tolist() for name, value in logps._asdict().items()}
         if isinstance(logps, PairLogps):
@@ -163,23 +235,31 @@ class AnchoredTrainer(Trainer):
         else:
             metrics = {"reward": self.settings.beta * (logps.policy - logps.reference).detach()}
         columns |= {name: value.tolist() for name, value in metrics.items()}
-        step, epoch = self.state.global_step + 1, int(self.state.epoch or 0)
         names = list(columns)
-        for values in zip(*columns.values(), strict=True):
-            self._records.append({"step": step, "epoch": epoch, **dict(zip(names, values, strict=True))})
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Append the step's numbers to `metrics.jsonl` and its pairs to `pairs.jsonl`."""
-        del start_time
-        if "loss" not in logs or not self.is_world_process_zero():
-            return
-        records, self._records = self._records, []
+        """Append the step's numbers to `metrics.jsonl` and its pairs to `pairs.jsonl`; hand them to the loggers."""
+        if "loss" in logs:
+            records = [record for part in gathered(self._records) for record in part]
+            self._records = []
+            logs |= {name: value for name, value in step_metrics(records).items() if value is not None}
+            if self.is_world_process_zero():
+                self._write(logs, records)
+        super().log(logs, start_time)
+
+    def _write(self, logs: Mapping[str, float], records: list[dict[str, Any]]) -> None:
         row: dict[str, Any] = {"step": self.state.global_step, "epoch": round(self.state.epoch or 0.0, 4)}
         row |= {k: logs[k] for k in ("loss", "learning_rate", "grad_norm")}
         row |= step_metrics(records)
         row["seconds"] = round(time.monotonic() - self._started, 3)
         append_jsonl(self.folder / "pairs.jsonl", records)
         append_jsonl(self.folder / "metrics.jsonl", [row])
+
+
+def share_of(settings: TrainSettings) -> Share:
+    """How a step is divided between the processes that there are."""
+    return Share(settings.pairs_per_step, settings.tokens_per_row, count())
 
 
 def step_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
