@@ -209,7 +209,7 @@ def test_the_fields_of_a_run_are_described(tmp_path: Path) -> None:
 def test_the_fields_of_training_are_described() -> None:
     from anchorline.objectives.logps import AnswerLogps, PairLogps
     from anchorline.objectives.metrics import PairMetrics
-    from anchorline.train.trainer import step_metrics
+    from anchorline.train.diagnostics import step_metrics
 
     columns = {*PairMetrics._fields, *PairLogps._fields, *AnswerLogps._fields}
     assert columns - section("train/pairs.parquet") == set()

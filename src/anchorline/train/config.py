@@ -73,5 +73,7 @@ class TrainSettings(BaseModel):
     """kto: weight of unwanted answers."""
     save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints, from which a killed run continues."""
+    profile_steps: int = Field(default=0, ge=0)
+    """Steps after the first of which the share of time in matrix products is measured; each takes a little longer."""
     merge: bool = False
     """Also write `model/merged`, the adapter folded into the weights."""

@@ -1,7 +1,8 @@
 """The reference's log-probs: computed once, kept beside the data, found again by what they depend on.
 
 One file a reference, named by a hash of the model's weights, tokenizer and template, the dtype and the forward. In it, one
-line an answer, under a hash of its tokens; so truncation, new rows and a second objective cost only what is new.
+line an answer, under a hash of its tokens; so truncation, new rows and a second objective cost only what is new. A line
+holds the sum and the log-prob of every token (`reference_tokens`), so that a change can be traced to its place.
 
 >>> table = reference_logps(model, examples, folder, key="3f…", settings=settings, pad=0)  # doctest: +SKIP
 >>> table[response_key(example.prompt, example.responses[0])]  # doctest: +SKIP
@@ -23,7 +24,8 @@ import torch
 from anchorline.data.jsonl import append_jsonl, read_appended
 from anchorline.errors import TrainingError
 from anchorline.progress import SILENT, Progress
-from anchorline.train.forward import example_logps
+from anchorline.train.forward import by_branch, example_token_logps, response_sums
+from anchorline.train.reference_tokens import as_text
 from anchorline.train.tokenise import Example, response_key
 
 BATCH = 8
@@ -55,19 +57,21 @@ def reference_logps(
     """
     file = folder / f"{key}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    table = {row["answer"]: row["logp"] for _, row in read_appended(file).rows}
+    table = {row["answer"]: row["logp"] for _, row in read_appended(file).rows if "tokens" in row}
     owed = [e for e in (_owed(example, table) for example in examples) if e is not None]
     owed.sort(key=lambda e: -e.longest)
     with progress.task("reference log-probs", total=len(owed), unit="prompts") as advance, torch.no_grad():
         for start in range(0, len(owed), BATCH):
             batch = owed[start : start + BATCH]
-            sums = example_logps(model, batch, packed=packed, pad=pad).tolist()
+            tokens = example_token_logps(model, batch, packed=packed, pad=pad)
+            sums, parts = response_sums(tokens, batch).tolist(), map(as_text, by_branch(tokens, batch))
             keys = [response_key(e.prompt, response) for e in batch for response in e.responses]
             if not all(map(math.isfinite, sums)):
                 raise TrainingError(
                     "the reference gives a log-prob that is not finite; the model's weights are damaged"
                 )
-            append_jsonl(file, [{"answer": k, "logp": v} for k, v in zip(keys, sums, strict=True)])
+            lines = zip(keys, sums, parts, strict=True)
+            append_jsonl(file, [{"answer": k, "logp": v, "tokens": t} for k, v, t in lines])
             table |= zip(keys, sums, strict=True)
             advance(len(batch))
     return table

@@ -1,7 +1,8 @@
 """One training run: from pairs to an adapter, with everything that a look back needs.
 
     train/  metrics.jsonl   one line an optimizer step
-            pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, as trained
+            pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, where they moved, as trained
+            diagnostics.json    pairs won, live and stranded; displacement by region; what the gate before step 1 saw
             checkpoint-N/   the Trainer's own; a killed run continues from the newest
     model/  the adapter (or all weights), the tokenizer; on request merged/
 
@@ -24,7 +25,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from anchorline.data.files import write_rows
-from anchorline.data.jsonl import read_appended, read_json, write_jsonl
+from anchorline.data.jsonl import read_appended, read_json, write_json, write_jsonl
 from anchorline.errors import DataError, ModelError
 from anchorline.llm.device import pick_device
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load
@@ -33,9 +34,13 @@ from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
 from anchorline.train.attention import PACKED, refuse_unpackable
 from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
+from anchorline.train.gate import check_start
+from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_key, reference_logps
-from anchorline.train.tokenise import Template, Tokenised, tokenise, with_mismatched
+from anchorline.train.reference_tokens import read_reference_tokens
+from anchorline.train.tokenise import Template, Tokenised, response_key, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData
 from anchorline.types import Failure, Pair, Unpaired
 
@@ -66,7 +71,7 @@ def train(
     Raises:
         ModelError: the model cannot be trained (or not packed).
         DataError: no row is left to train on.
-        TrainingError: the loss is not finite.
+        TrainingError: training does not start where it should (`gate`), or the loss is not finite.
 
     """
     loaded = load_policy(model, settings)
@@ -89,11 +94,12 @@ def train(
     with quiet(), autocast(loaded):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
+        key = reference_key(fingerprint(loaded.path), dtype=loaded.device.dtype, forward=settings.forward)
         reference = reference_logps(
             loaded.model,
             examples,
             folder / "reference",
-            key=reference_key(fingerprint(loaded.path), dtype=loaded.device.dtype, forward=settings.forward),
+            key=key,
             packed=settings.forward == "packed",
             pad=pad,
             progress=progress,
@@ -103,6 +109,15 @@ def train(
     with quiet(), progress.task("train", total=total, unit="steps") as advance:
         set_seed(seed)  # the adapter's first weights
         policy = with_adapter(loaded, settings, model)
+        with autocast(loaded):
+            start = check_start(policy, examples, reference, settings, pad=pad)
+        wanted = {response_key(e.prompt, response) for e in examples for response in e.responses}
+        recorder = Recorder(
+            settings,
+            reference_tokens=read_reference_tokens(folder / "reference" / f"{key}.jsonl", wanted),
+            tokenizer=loaded.tokenizer,
+            ends=end_of_turn(loaded),
+        )
         trainer = AnchoredTrainer(
             model=policy,
             args=arguments,
@@ -111,6 +126,7 @@ def train(
             pad=pad,
             folder=logs,
             advance=advance,
+            recorder=recorder,
         )
         checkpoint = _newest_checkpoint(logs)
         done = _step_of(checkpoint) if checkpoint else 0
@@ -119,7 +135,9 @@ def train(
         advance(done)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save(policy, loaded, folder / "model", merge=settings.merge)
-    write_rows(logs / "pairs.parquet", [row for _, row in read_appended(logs / "pairs.jsonl").rows])
+    records = [row for _, row in read_appended(logs / "pairs.jsonl").rows]
+    write_json(logs / "diagnostics.json", {"start": start._asdict(), **diagnose(records)})
+    write_rows(logs / "pairs.parquet", records)
     for old in logs.glob("checkpoint-*"):
         (old / TRAINER_STATE_NAME).unlink(missing_ok=True)  # first, so that half of it never looks whole
         shutil.rmtree(old)

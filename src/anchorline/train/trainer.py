@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from anchorline.data.jsonl import append_jsonl
 from anchorline.errors import TrainingError
 from anchorline.objectives.kto import reference_point
 from anchorline.objectives.logps import AnswerLogps, PairLogps
-from anchorline.objectives.metrics import pair_metrics
 from anchorline.objectives.table import loss
+from anchorline.progress import Advance
 from anchorline.train.config import TrainSettings
-from anchorline.train.forward import example_logps
+from anchorline.train.diagnostics import step_metrics
+from anchorline.train.forward import by_branch, example_token_logps, response_sums
+from anchorline.train.profile import ProfileSteps
+from anchorline.train.records import BatchLogps, Record, Recorder
 from anchorline.train.tokenise import Example, response_key
 
 
@@ -32,13 +36,6 @@ class TrainingData(NamedTuple):
 
     examples: Sequence[Example]
     reference: Mapping[str, float]
-
-
-class BatchLogps(NamedTuple):
-    """A batch's log-probs: the rows for the objective, and kto's reference point where the batch has mismatched ones."""
-
-    rows: PairLogps | AnswerLogps
-    reference_point: Tensor | None
 
 
 def batch_logps(examples: Sequence[Example], policy: Tensor, reference: Tensor) -> BatchLogps:
@@ -70,21 +67,25 @@ class AnchoredTrainer(Trainer):
         settings: TrainSettings,
         pad: int,
         folder: Path,
-        advance: Callable[[int], None],
+        advance: Advance,
+        recorder: Recorder | None = None,
     ) -> None:
+        """Without a `recorder`, the records lack the places of the change."""
+        self.profile = ProfileSteps(settings.profile_steps)
         super().__init__(
             model=model,
             args=args,
             train_dataset=list(range(len(data.examples))),  # pyright: ignore[reportArgumentType]
             data_collator=self._collate,
-            callbacks=[_Advance(advance)],
+            callbacks=[self.profile],
         )
         # the collator's labels count rows: the loss is summed and divided by the rows of the whole step
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.data, self.settings, self.pad, self.folder = data, settings, pad, folder
-        self._records: list[dict[str, Any]] = []
-        self._started = time.monotonic()
+        self.advance, self.recorder = advance, recorder or Recorder(settings)
+        self._records: list[Record] = []
+        self._started = self._logged = time.monotonic()
 
     def _collate(self, indices: list[int]) -> dict[str, Any]:
         return {"labels": torch.ones(len(indices)), "rows": indices}
@@ -99,7 +100,8 @@ class AnchoredTrainer(Trainer):
         """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step."""
         assert not return_outputs, "the trainer trains; evals measures"
         examples = [self.data.examples[i] for i in inputs["rows"]]
-        policy = example_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
+        tokens = example_token_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
+        policy = response_sums(tokens, examples)
         keys = [response_key(e.prompt, r) for e in examples for r in e.responses]
         reference = policy.new_tensor([self.data.reference[k] for k in keys])
         batch = batch_logps(examples, policy, reference)
@@ -115,65 +117,47 @@ class AnchoredTrainer(Trainer):
         if not bool(rows.isfinite().all()):
             bad = [e.id for e, row in zip(examples, rows.tolist(), strict=True) if not math.isfinite(row)]
             raise TrainingError(
-                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); "
-                "lower train.learning_rate, or set train.dtype to float32"
+                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); {WAY_OUT}"
             )
-        self._record(examples, batch.rows, rows)
+        where = {"step": self.state.global_step + 1, "epoch": int(self.state.epoch or 0)}
+        records = self.recorder.rows(examples, batch, rows, by_branch(tokens, examples))
+        self._records += [{**where, **record} for record in records]
         count = num_items_in_batch if num_items_in_batch is not None else len(rows)
         # gradients are averaged over processes, but the count is of all processes together
         return rows.sum() / count * (self.args.world_size if num_items_in_batch is not None else 1)
 
-    def _record(self, examples: Sequence[Example], logps: PairLogps | AnswerLogps, rows: Tensor) -> None:
-        columns: dict[str, list[Any]] = {"id": [e.id for e in examples], "loss": rows.detach().tolist()}
-        columns |= {name: value.detach().tolist() for name, value in logps._asdict().items()}
-        if isinstance(logps, PairLogps):
-            metrics = pair_metrics(logps, beta=self.settings.beta)._asdict()
-        else:
-            metrics = {"reward": self.settings.beta * (logps.policy - logps.reference).detach()}
-        columns |= {name: value.tolist() for name, value in metrics.items()}
-        step, epoch = self.state.global_step + 1, int(self.state.epoch or 0)
-        names = list(columns)
-        for values in zip(*columns.values(), strict=True):
-            self._records.append({"step": step, "epoch": epoch, **dict(zip(names, values, strict=True))})
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Append the step's numbers to `metrics.jsonl` and its pairs to `pairs.jsonl`."""
+        """Append the step's numbers to `metrics.jsonl` and its pairs to `pairs.jsonl`, those of all processes."""
         del start_time
-        if "loss" not in logs or not self.is_world_process_zero():
+        if "loss" not in logs:
             return
-        records, self._records = self._records, []
+        # processes that run out of pairs are given some again: each counts once
+        records = list({record["id"]: record for record in gather_object(self._records)}.values())
+        self._records = []
+        if not math.isfinite(logs["grad_norm"]):
+            raise TrainingError(
+                f"the gradient is not a number at step {self.state.global_step} "
+                f"(rows {', '.join(record['id'] for record in records[:3])}); {WAY_OUT}"
+            )
+        now = time.monotonic()
+        took, self._logged = max(now - self._logged, 1e-9), now
+        speed = {"pairs_per_second": len(records) / took, "tokens_per_second": sum(map(tokens_of, records)) / took}
+        self.advance(1, f"{speed['pairs_per_second']:.2f} pairs/s, {speed['tokens_per_second']:.0f} tokens/s")
+        if not self.is_world_process_zero():
+            return
         row: dict[str, Any] = {"step": self.state.global_step, "epoch": round(self.state.epoch or 0.0, 4)}
         row |= {k: logs[k] for k in ("loss", "learning_rate", "grad_norm")}
-        row |= step_metrics(records)
-        row["seconds"] = round(time.monotonic() - self._started, 3)
+        row |= step_metrics(records) | {name: round(value, 3) for name, value in speed.items()} | self.profile.shares
+        row["seconds"] = round(now - self._started, 3)
         append_jsonl(self.folder / "pairs.jsonl", records)
         append_jsonl(self.folder / "metrics.jsonl", [row])
 
 
-def step_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Means over the pairs of a step; over the wanted and unwanted answers of a step without pairs."""
-    if not records:
-        return {}
-    if "chosen_reward" in records[0]:
-        names = {"chosen_reward": "chosen_reward", "rejected_reward": "rejected_reward", "margin": "margin"}
-        names |= {"accuracy": "correct", "both_fell": "both_fell"}
-        names |= {n: n for n in ("chosen_stuck", "rejected_stuck", "margin_stuck")}
-        return {name: _mean([float(r[field]) for r in records]) for name, field in names.items()}
-    return {
-        "chosen_reward": _mean([r["reward"] for r in records if r["label"]]),
-        "rejected_reward": _mean([r["reward"] for r in records if not r["label"]]),
-    }
+WAY_OUT = "lower train.learning_rate, or set train.dtype to float32"
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-class _Advance(TrainerCallback):
-    """Moves the progress bar by one optimizer step."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance = advance
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(1)
+def tokens_of(record: Record) -> int:
+    """Tokens of a row's prompt, once, and of its answers."""
+    return sum(
+        record[name] for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens", "tokens") if name in record
+    )

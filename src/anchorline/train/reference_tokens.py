@@ -1,0 +1,37 @@
+"""The reference's log-prob of every token, as it stands beside the sum in `reference/KEY.jsonl`.
+
+Four bytes a token (float32, little-endian) in base64: exact, a quarter of the same numbers in decimal, and still JSON.
+
+>>> import torch
+>>> as_text(torch.tensor([-0.5, -2.0]))
+'AAAAvwAAAMA='
+>>> from_text(as_text(torch.tensor([-0.5, -2.0]))).tolist()
+[-0.5, -2.0]
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from anchorline.data.jsonl import read_jsonl
+
+
+def as_text(tokens: Float[Tensor, " tokens"]) -> str:
+    """The log-probs of one answer's tokens as a JSON string."""
+    return base64.b64encode(tokens.detach().cpu().float().numpy().astype("<f4").tobytes()).decode()
+
+
+def from_text(text: str) -> np.ndarray:
+    """The log-probs behind such a string, float32."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f4")
+
+
+def read_reference_tokens(file: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """The log-probs of the wanted answers' tokens, by `response_key`; the file is read line by line."""
+    return {row["answer"]: from_text(row["tokens"]) for _, row in read_jsonl(file) if row["answer"] in wanted}
