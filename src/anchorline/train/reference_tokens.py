@@ -32,6 +32,11 @@ def from_text(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<f4")
 
 
-def read_reference_tokens(file: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """The log-probs of the wanted answers' tokens, by `response_key`; the file is read line by line."""
-    return {row["answer"]: from_text(row["tokens"]) for _, row in read_jsonl(file) if row["answer"] in wanted}
+def read_reference_tokens(place: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """The log-probs of the wanted answers' tokens, by `response_key`, from a file or a folder of files, line by line."""
+    return {
+        row["answer"]: from_text(row["tokens"])
+        for file in (sorted(place.glob("*.jsonl")) if place.is_dir() else [place])
+        for _, row in read_jsonl(file)
+        if row["answer"] in wanted and "tokens" in row
+    }
