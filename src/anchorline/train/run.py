@@ -209,7 +209,7 @@ def _last_layers(loaded: Loaded, count: int | None) -> list[int] | None:
 
 
 def _arguments(settings: TrainSettings, rows: int, logs: Path, *, seed: int, bf16: bool) -> TrainingArguments:
-    row = _largest_divisor(settings.pairs_per_step, settings.pairs_per_row)
+    row = row_pairs(settings)
     steps = math.ceil(math.ceil(rows / settings.pairs_per_step) * settings.epochs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -244,6 +244,11 @@ def _steps(arguments: TrainingArguments, rows: int) -> int:
     batches = math.ceil(rows / arguments.per_device_train_batch_size)
     an_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
     return math.ceil(an_epoch * arguments.num_train_epochs)
+
+
+def row_pairs(settings: TrainSettings) -> int:
+    """Pairs in a row, so that rows of one size make a step."""
+    return _largest_divisor(settings.pairs_per_step, settings.pairs_per_row)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
