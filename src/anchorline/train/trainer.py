@@ -85,7 +85,8 @@ class AnchoredTrainer(Trainer):
         self.data, self.settings, self.pad, self.folder = data, settings, pad, folder
         self.advance, self.recorder = advance, recorder or Recorder(settings)
         self._records: list[Record] = []
-        self._started = self._logged = time.monotonic()
+        self._started = time.monotonic()
+        self._logged: float | None = None
 
     def _collate(self, indices: list[int]) -> dict[str, Any]:
         return {"labels": torch.ones(len(indices)), "rows": indices}
@@ -99,6 +100,7 @@ class AnchoredTrainer(Trainer):
     ) -> Any:
         """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step."""
         assert not return_outputs, "the trainer trains; evals measures"
+        self._logged = self._logged or time.monotonic()  # what the Trainer sets up before is no part of step 1
         examples = [self.data.examples[i] for i in inputs["rows"]]
         tokens = example_token_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
         policy = response_sums(tokens, examples)
@@ -140,7 +142,7 @@ class AnchoredTrainer(Trainer):
                 f"(rows {', '.join(record['id'] for record in records[:3])}); {WAY_OUT}"
             )
         now = time.monotonic()
-        took, self._logged = max(now - self._logged, 1e-9), now
+        took, self._logged = max(now - (self._logged or self._started), 1e-9), now
         speed = {"pairs_per_second": len(records) / took, "tokens_per_second": sum(map(tokens_of, records)) / took}
         self.advance(1, f"{speed['pairs_per_second']:.2f} pairs/s, {speed['tokens_per_second']:.0f} tokens/s")
         if not self.is_world_process_zero():
