@@ -106,7 +106,7 @@ def test_the_saved_model_loads_without_anchorline_and_answers_the_same(
     tokenizer: Any = AutoTokenizer.from_pretrained(out / "model")
     model: Any = AutoPeftModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
     same = 0
-    answers = [row for _, row in read_jsonl(out / "evals" / "after.jsonl")][:3]
+    answers = [row for _, row in read_jsonl(out / "evals" / "after.jsonl")]
     for answer in answers:
         text = tokenizer.apply_chat_template(answer["prompt"], add_generation_prompt=True, tokenize=False)
         tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")
@@ -114,8 +114,8 @@ def test_the_saved_model_loads_without_anchorline_and_answers_the_same(
             longer = model.generate(**tokens, max_new_tokens=SMALL["eval.max_new_tokens"], do_sample=False)
         written = tokenizer.decode(longer[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         same += written == answer["text"]
-    # a batch rounds otherwise than one prompt alone, which may turn one near tie among the tokens
-    assert same >= len(answers) - 1
+    # even in float32 a batch rounds otherwise than one prompt alone, which may turn a near tie among the tokens
+    assert len(answers) == HELD_OUT and same >= len(answers) - 1
 
 
 def test_a_second_time_nothing_is_left_to_do(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

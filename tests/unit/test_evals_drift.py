@@ -184,7 +184,7 @@ def test_packed_and_plain_say_the_same_of_an_adapter(folder: Path, tmp_path: Pat
     figures = []
     for forward in ("plain", "packed"):
         settings = SETTINGS.model_copy(update={"forward": forward})
-        compared = load_subject(tmp_path / "trained", str(folder), settings)
+        compared = load_subject(tmp_path / "trained", str(folder), dtype="float32", packed=forward == "packed")
         attend(compared, "packed")
         assert compared.packed == (forward == "packed")
         scored = preference(compared, PAIRS, settings)
@@ -196,7 +196,7 @@ def test_packed_and_plain_say_the_same_of_an_adapter(folder: Path, tmp_path: Pat
 
 def test_the_reference_of_an_adapter_is_the_model_without_it(folder: Path, tmp_path: Path, loaded: Loaded) -> None:
     save_adapter(folder, tmp_path / "trained")
-    compared = load_subject(tmp_path / "trained", str(folder), SETTINGS)
+    compared = load_subject(tmp_path / "trained", str(folder), dtype="float32", packed=False)
     tokens = torch.tensor([[7, 8, 9]])
     with torch.no_grad(), compared.switched_off():
         assert torch.equal(compared.reference(input_ids=tokens).logits, loaded.model(input_ids=tokens).logits)
@@ -206,7 +206,7 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(folder: Path, tmp_p
 
 def test_the_reference_of_whole_weights_is_the_model_that_was_named(folder: Path, tmp_path: Path) -> None:
     other = save_tiny_chat(tmp_path / "trained", seed=1)
-    compared = load_subject(other, str(folder), SETTINGS)
+    compared = load_subject(other, str(folder), dtype="float32", packed=False)
     tokens = torch.tensor([[7, 8, 9]])
     for model, where in ((compared.policy.model, other), (compared.reference, folder)):
         with torch.no_grad():

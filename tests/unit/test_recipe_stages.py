@@ -66,7 +66,7 @@ class Engines:
         write_json(folder / "model" / "weights.json", trained)
         return Trained(folder / "model", len(rows), 1, [])
 
-    def load_subject(self, trained: Path, model: str, settings: Any) -> Any:
+    def load_subject(self, trained: Path, model: str, **_: Any) -> Any:
         return SimpleNamespace(policy=read_json(trained / "weights.json"))
 
     def score(self, subject: Any, *rest: Any, **_: Any) -> dict[str, Any]:
@@ -172,9 +172,10 @@ SETTINGS = {
     "train.max_tokens=99": TRAINED,
     "train.overlong=truncate": TRAINED,
     "train.merge=true": TRAINED,
-    "train.dtype=bfloat16": ["sample", "baseline", *TRAINED],
+    "train.dtype=bfloat16": ["sample", *TRAINED],
     "train.save_steps=3": ["report"],
     "eval.max_new_tokens=9": ["baseline", "evaluate", "report"],
+    "eval.dtype=bfloat16": ["baseline", "evaluate", "report"],
     "eval.temperature=0.5": ["baseline", "evaluate", "report"],
     "eval.general_tokens=9": ["baseline", "evaluate", "report"],
     "eval.batch_size=9": ["baseline", "evaluate", "report"],

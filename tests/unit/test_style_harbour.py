@@ -9,7 +9,7 @@ from anchorline.types import Message
 
 STYLE = load_style(Path(__file__).parents[2] / "styles" / "harbour.yaml")
 GREETING = "Thank you for contacting Harbour."
-NONE = "Reference: no order number given."
+NONE = "Reference: none given."
 RULES = ["greeting", "no_apology", "no_exclamation", "at_most_70_words", "reference"]
 
 

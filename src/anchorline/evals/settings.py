@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from anchorline.llm.device import DtypeName
+
 
 class EvalSettings(BaseModel):
     """How the model is asked before and after training: the same way both times."""
@@ -22,3 +24,5 @@ class EvalSettings(BaseModel):
     """Answers written at the same time."""
     general_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens of the reference's answer to each general prompt, along which drift is measured."""
+    dtype: DtypeName = "auto"
+    """`auto`: float32 on a CPU, whose answers do not hang on how prompts are batched; on a GPU as in training."""

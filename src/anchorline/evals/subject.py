@@ -1,6 +1,6 @@
 """The trained model beside its reference, ready to be compared.
 
->>> subject = load_subject(folder / "model", "embedded:smollm2-135m-instruct", TrainSettings())  # doctest: +SKIP
+>>> subject = load_subject(folder / "model", "embedded:smollm2-135m-instruct", dtype="float32", packed=True)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anchorline.llm.device import DtypeName
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, load
 from anchorline.train.attention import PACKED
-from anchorline.train.config import TrainSettings
 from anchorline.train.run import autocast
 from anchorline.train.tokenise import Template
 
@@ -38,16 +38,16 @@ class Subject(NamedTuple):
         return pad
 
     def arithmetic(self) -> AbstractContextManager[Any]:
-        """The number format in which training computed its log-probs."""
+        """The number format in which both models compute their log-probs."""
         return autocast(self.policy)
 
 
-def load_subject(trained: Path, model: str, settings: TrainSettings) -> Subject:
-    """Load what training wrote, and its reference `model`, in the format that training used."""
-    policy = load(str(trained), dtype=settings.dtype)
+def load_subject(trained: Path, model: str, *, dtype: DtypeName, packed: bool) -> Subject:
+    """Load what training wrote, and its reference `model`, both in `dtype`."""
+    policy = load(str(trained), dtype=dtype)
     if adapter_base(trained):
-        return Subject(policy, policy.model, policy.model.disable_adapter, settings.forward == "packed")
-    return Subject(policy, load(model, dtype=settings.dtype).model, nullcontext, settings.forward == "packed")
+        return Subject(policy, policy.model, policy.model.disable_adapter, packed)
+    return Subject(policy, load(model, dtype=dtype).model, nullcontext, packed)
 
 
 def attend(subject: Subject, how: str) -> None:

@@ -37,6 +37,15 @@ def pick_device(dtype: DtypeName = "auto") -> Device:
     return Device(name, ("bfloat16" if fast else "float32") if dtype == "auto" else dtype)
 
 
+def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
+    """For measuring: "auto" becomes float32 on a CPU.
+
+    In bfloat16 a batch rounds otherwise than a prompt alone, which turns near ties: the answers that were measured would
+    not be those that the saved model gives elsewhere.
+    """
+    return "float32" if dtype == "auto" and pick_device("float32").name == "cpu" else dtype
+
+
 def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has matrix instructions for bfloat16."""
     import torch

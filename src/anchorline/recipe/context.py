@@ -29,6 +29,7 @@ from anchorline.style import Style, load_style
 from anchorline.types import Answer, Prompt
 
 if TYPE_CHECKING:
+    from anchorline.llm.device import DtypeName
     from anchorline.llm.models import Loaded
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class RunContext:
     ) -> None:
         """`run_id` is what the run's payments are kept under."""
         self.recipe, self.folder, self.progress, self.calls, self.id = recipe, folder, progress, calls, run_id
-        self._loaded: Loaded | None = None
+        self._loaded: tuple[DtypeName, Loaded] | None = None
 
     def path(self, name: str) -> Path:
         """A file in the run folder."""
@@ -89,15 +90,16 @@ class RunContext:
         """The recipe's style."""
         return load_style(self.need(self.recipe.style, "style"), trust_code=self.recipe.trust_code)
 
-    def loaded(self) -> Loaded:
-        """The policy as it came, loaded once for the stages that ask it."""
-        if self._loaded is None:
+    def loaded(self, dtype: DtypeName) -> Loaded:
+        """The policy as it came, loaded once for the stages that ask it in one number format."""
+        if self._loaded is None or self._loaded[0] != dtype:
             from anchorline.llm.models import load
 
+            self.release()
             with self.progress.task(f"load {self.recipe.model}", total=1, unit="model") as advance:
-                self._loaded = load(self.model, dtype=self.recipe.train.dtype)
+                self._loaded = dtype, load(self.model, dtype=dtype)
                 advance(1)
-        return self._loaded
+        return self._loaded[1]
 
     def release(self) -> None:
         """Forget the loaded model: the next stage has one of its own."""

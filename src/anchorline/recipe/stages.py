@@ -39,6 +39,7 @@ from anchorline.data import (
     write_jsonl,
 )
 from anchorline.errors import DataError
+from anchorline.llm.device import exact_dtype
 from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs import clair_pairs, no_pair
@@ -135,7 +136,7 @@ def _answered(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure
     """Let the policy answer, where it is; the rows without an answer."""
     if run.recipe.llm.policy is not None:
         return ask_policy(run, prompts, name)
-    answers = run.answer(run.loaded(), prompts, run.recipe.sample, name)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, run.recipe.sample, name)
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
 
 
@@ -150,11 +151,12 @@ def _given_answers(run: RunContext) -> list[Failure]:
 
 def _baseline(run: RunContext) -> list[Failure]:
     heldout, general = run.prompts("evals/prompts.jsonl"), run.prompts("evals/general-prompts.jsonl")
+    dtype = exact_dtype(run.recipe.eval.dtype)
     if heldout:
-        run.answer(run.loaded(), heldout, eval_sampling(run.recipe), "evals/before.jsonl")
+        run.answer(run.loaded(dtype), heldout, eval_sampling(run.recipe), "evals/before.jsonl")
     if general:
         settings = eval_sampling(run.recipe).model_copy(update={"max_new_tokens": run.recipe.eval.general_tokens})
-        run.answer(run.loaded(), general, settings, "evals/general.jsonl")
+        run.answer(run.loaded(dtype), general, settings, "evals/general.jsonl")
     return []
 
 
@@ -243,7 +245,8 @@ def _evaluate(run: RunContext) -> list[Failure]:
     from anchorline.evals.subject import attend, load_subject
 
     recipe, failures = run.recipe, []
-    subject = load_subject(run.path("model"), run.model, recipe.train)
+    dtype, packed = exact_dtype(recipe.eval.dtype), recipe.train.forward == "packed"
+    subject = load_subject(run.path("model"), run.model, dtype=dtype, packed=packed)
     before = run.read("evals/before.jsonl", answer_from_row)
     if before:
         heldout = run.prompts("evals/prompts.jsonl")
@@ -280,7 +283,7 @@ def _report(run: RunContext) -> list[Failure]:
 
 def _model_settings(run: RunContext, *names: str) -> dict[str, Any]:
     settings = {name: getattr(run.recipe, name).model_dump() for name in names}
-    return settings | {"model": run.model_fingerprint, "seed": run.recipe.seed, "dtype": run.recipe.train.dtype}
+    return settings | {"model": run.model_fingerprint, "seed": run.recipe.seed}
 
 
 def _style_settings(run: RunContext) -> dict[str, Any]:
@@ -295,7 +298,7 @@ def _train_settings(run: RunContext) -> dict[str, Any]:
 
 
 def _evaluate_settings(run: RunContext) -> dict[str, Any]:
-    used = {"beta", "max_tokens", "forward", "dtype"}
+    used = {"beta", "max_tokens", "forward"}
     return _model_settings(run, "eval") | _style_settings(run) | {"train": run.recipe.train.model_dump(include=used)}
 
 
@@ -312,7 +315,7 @@ def _samples(recipe: Recipe) -> bool:
 def _sample_settings(run: RunContext) -> dict[str, Any]:
     served = run.recipe.llm.policy
     if served is None:
-        return _model_settings(run, "sample")
+        return _model_settings(run, "sample") | {"dtype": run.recipe.train.dtype}
     settings = run.recipe.sample.model_dump(exclude={"batch_size"})
     return {"sample": settings, "policy": _asked(served), "cut": run.recipe.sample.max_new_tokens}
 
