@@ -161,7 +161,8 @@ def measure(
     pad = loaded.tokenizer.pad_token_id
     assert isinstance(pad, int)
     found: list[Footprint] = []
-    middling = sorted(examples, key=lambda e: abs(e.longest - sorted(x.longest for x in examples)[len(examples) // 2]))
+    median = sorted(e.longest for e in examples)[len(examples) // 2]
+    middling = sorted(examples, key=lambda e: abs(e.longest - median))
     policy.train()
     for target in (SHORT, LONG):
         row, tokens = [], 0

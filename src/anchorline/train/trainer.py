@@ -136,7 +136,8 @@ class AnchoredTrainer(Trainer):
         # processes that run out of pairs are given some again: each counts once
         records = list({record["id"]: record for record in gather_object(self._records)}.values())
         self._records = []
-        if not math.isfinite(logs["grad_norm"]):
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient is not a number at step {self.state.global_step} "
                 f"(rows {', '.join(record['id'] for record in records[:3])}); {WAY_OUT}"
