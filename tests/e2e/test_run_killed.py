@@ -43,7 +43,7 @@ class KilledAt:
 
     @contextmanager
     def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             if label.startswith(self.label) and count:
                 self.left -= count
                 if self.left <= 0:

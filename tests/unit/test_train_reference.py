@@ -31,13 +31,13 @@ def model() -> Any:
 def asked(monkeypatch) -> list[tuple[int, ...]]:
     """Every response that the model was asked about."""
     responses: list[tuple[int, ...]] = []
-    forward = reference.example_logps
+    forward = reference.example_token_logps
 
     def watched(model, examples, **keywords):
         responses.extend(r for e in examples for r in e.responses)
         return forward(model, examples, **keywords)
 
-    monkeypatch.setattr(reference, "example_logps", watched)
+    monkeypatch.setattr(reference, "example_token_logps", watched)
     return responses
 
 
@@ -110,7 +110,7 @@ def test_a_torn_line_is_owed_again_and_the_file_heals(model, tmp_path, asked):
 
 
 def test_a_killed_call_keeps_what_it_had(model, tmp_path, asked, monkeypatch):
-    forward, calls = reference.example_logps, []
+    forward, calls = reference.example_token_logps, []
 
     def killed(*args, **keywords):
         calls.append(1)
@@ -118,10 +118,10 @@ def test_a_killed_call_keeps_what_it_had(model, tmp_path, asked, monkeypatch):
             raise KeyboardInterrupt
         return forward(*args, **keywords)
 
-    monkeypatch.setattr(reference, "example_logps", killed)
+    monkeypatch.setattr(reference, "example_token_logps", killed)
     with pytest.raises(KeyboardInterrupt):
         compute(model, EXAMPLES, tmp_path)
-    monkeypatch.setattr(reference, "example_logps", forward)
+    monkeypatch.setattr(reference, "example_token_logps", forward)
     monkeypatch.setattr(reference, "_verify", lambda *_, **__: None)
     asked.clear()
     compute(model, EXAMPLES, tmp_path)

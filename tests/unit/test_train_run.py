@@ -62,9 +62,9 @@ def settings(objective="apo_zero", **changes: Any) -> TrainSettings:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """One dict a step, without the clock."""
+    """One dict a step, without the clocks."""
     lines = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
 
 
 def pairs(folder: Path) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ class KillAfter:
 
     @contextmanager
     def task(self, label: str, *, total: int, unit: str):
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             self.left -= count if label == "train" else 0
             if self.left <= 0:
                 raise Killed
@@ -529,6 +529,7 @@ def test_the_saved_model_loads_plainly_and_is_the_trained_one(lora, model, tmp_p
     train(ROWS, model, settings(lora=lora, pairs_per_step=6, epochs=5, merge=lora is not None), tmp_path)
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == [
         "arithmetic.json",
+        "diagnostics.json",
         "metrics.jsonl",
         "pairs.parquet",
     ]

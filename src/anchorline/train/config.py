@@ -79,5 +79,7 @@ class TrainSettings(BaseModel):
     """How many checkpoints are kept, the newest; a new one is whole before an old one goes."""
     arguments: dict[str, Any] = {}
     """Further arguments of transformers.TrainingArguments, such as `{eval_strategy: epoch, report_to: tensorboard}`."""
+    profile_steps: int = Field(default=0, ge=0)
+    """Steps after the first of which the share of time in matrix products is measured; each takes a little longer."""
     merge: bool = False
     """Also write `model/merged`, the adapter folded into the weights."""

@@ -26,8 +26,7 @@ def packed_logps(model: Any, row: Row) -> Float[Tensor, " branches"]:
 
     `model` may be wrapped (PEFT, DDP, FSDP): it is called, never reached into. Its attention must be `PACKED`.
     """
-    tokens = packed_token_logps(model, row)
-    return tokens.new_zeros(row.branches).index_add(0, row.branch, tokens)
+    return branch_sums(packed_token_logps(model, row), row.branch, row.branches)
 
 
 def packed_token_logps(model: Any, row: Row) -> Float[Tensor, " tokens"]:
@@ -42,6 +41,11 @@ def packed_hidden(model: Any, row: Row) -> Float[Tensor, "tokens width"]:
 
 def plain_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[Tensor, " branches"]:
     """The same sums from one padded row a branch and the full logits, with the model's own attention."""
+    return torch.stack([tokens.sum() for tokens in by_branch(plain_token_logps(model, examples, pad=pad), examples)])
+
+
+def plain_token_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[Tensor, " tokens"]:
+    """Log-prob of every response token, branch after branch, from one padded row a branch and the full logits."""
     rows = [(e.prompt, r) for e in examples for r in e.responses]
     width = max(len(p) + len(r) for p, r in rows)
     device = next(model.parameters()).device
@@ -50,14 +54,36 @@ def plain_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[T
     logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logps = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return torch.stack([logps[i, len(p) - 1 : len(p) + len(r) - 1].sum() for i, (p, r) in enumerate(rows)])
+    return torch.cat([logps[i, len(p) - 1 : len(p) + len(r) - 1] for i, (p, r) in enumerate(rows)])
 
 
 def example_logps(model: Any, examples: Sequence[Example], *, packed: bool, pad: int) -> Float[Tensor, " branches"]:
-    """Packed or plain, as the settings say."""
+    """Summed log-prob of every response, packed or plain as the settings say."""
+    return response_sums(example_token_logps(model, examples, packed=packed, pad=pad), examples)
+
+
+def example_token_logps(model: Any, examples: Sequence[Example], *, packed: bool, pad: int) -> Float[Tensor, " tokens"]:
+    """Log-prob of every response token: the first response of the first example, then its second, and so on."""
     if not packed:
-        return plain_logps(model, examples, pad=pad)
-    return packed_logps(model, pack(examples).to(next(model.parameters()).device))
+        return plain_token_logps(model, examples, pad=pad)
+    return packed_token_logps(model, pack(examples).to(next(model.parameters()).device))
+
+
+def by_branch(tokens: Float[Tensor, " tokens"], examples: Sequence[Example]) -> Sequence[Float[Tensor, " tokens"]]:
+    """The tokens' values cut into one piece a response, in the order of `example_token_logps`."""
+    return tokens.split([len(r) for e in examples for r in e.responses])
+
+
+def response_sums(tokens: Float[Tensor, " tokens"], examples: Sequence[Example]) -> Float[Tensor, " branches"]:
+    """One sum a response, in the order of `example_token_logps`."""
+    lengths = torch.tensor([len(r) for e in examples for r in e.responses], device=tokens.device)
+    branch = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
+    return branch_sums(tokens, branch, len(lengths))
+
+
+def branch_sums(tokens: Float[Tensor, " tokens"], branch: Tensor, count: int) -> Float[Tensor, " branches"]:
+    """The tokens' values added up by branch."""
+    return tokens.new_zeros(count).index_add(0, branch, tokens)
 
 
 def check_forward(model: Any, example: Example, *, pad: int) -> None:

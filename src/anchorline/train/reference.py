@@ -2,7 +2,8 @@
 
 One folder a reference, named by a hash of the model's weights, adapter, tokenizer and template, of the number formats
 and the forward. In it, one line an answer, under a hash of its tokens; so truncation, new rows and a second objective
-cost only what is new. Each run appends to a file of its own, so runs may share the folder at the same time.
+cost only what is new. A line holds the sum and the log-prob of every token (`reference_tokens`), so that a change can be
+traced to its place. Each run appends to a file of its own, so runs may share the folder at the same time.
 
 >>> table = reference_logps(model, examples, folder, key="3f…", packed=True, tokens_per_row=2048, pad=0)  # doctest: +SKIP
 >>> table[response_key(example.prompt, example.responses[0])]  # doctest: +SKIP
@@ -27,9 +28,10 @@ from anchorline.data.jsonl import append_jsonl, read_appended
 from anchorline.errors import TrainingError
 from anchorline.llm.embedded import cache_folder
 from anchorline.progress import SILENT, Progress
-from anchorline.train.forward import example_logps, rounds_to_half
+from anchorline.train.forward import by_branch, example_token_logps, response_sums, rounds_to_half
 from anchorline.train.layout import rows_of
 from anchorline.train.processes import count, gathered, rank
+from anchorline.train.reference_tokens import as_text
 from anchorline.train.tokenise import Example, response_key
 
 BATCH = 64
@@ -81,13 +83,14 @@ def reference_logps(
     total = sum(map(len, mine))
     with progress.task("reference log-probs", total=total, unit="prompts") as advance, torch.no_grad():
         for row in mine:
-            sums = example_logps(model, row, packed=packed, pad=pad).tolist()
-            keys = _keys(row)
+            tokens = example_token_logps(model, row, packed=packed, pad=pad)
+            sums, parts, keys = response_sums(tokens, row).tolist(), map(as_text, by_branch(tokens, row)), _keys(row)
             if not all(map(math.isfinite, sums)):
                 raise TrainingError(
                     "the reference gives a log-prob that is not finite; the model's weights are damaged"
                 )
-            append_jsonl(file, [{"answer": k, "logp": v} for k, v in zip(keys, sums, strict=True)])
+            lines = zip(keys, sums, parts, strict=True)
+            append_jsonl(file, [{"answer": k, "logp": v, "tokens": t} for k, v, t in lines])
             new |= zip(keys, sums, strict=True)
             advance(len(row))
     return _merged([table, *gathered(new)])
@@ -96,7 +99,7 @@ def reference_logps(
 def _kept(place: Path) -> dict[str, float]:
     """What earlier runs, or this one before it was killed, have computed."""
     rows = (row for file in sorted(place.glob("*.jsonl")) for _, row in read_appended(file).rows)
-    return {row["answer"]: row["logp"] for row in rows}
+    return {row["answer"]: row["logp"] for row in rows if "tokens" in row}
 
 
 def _merged(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -117,7 +120,7 @@ def _verify(
     if not sample:
         return
     with torch.no_grad():
-        sums = example_logps(model, sample, packed=packed, pad=pad)
+        sums = response_sums(example_token_logps(model, sample, packed=packed, pad=pad), sample)
     half = rounds_to_half(model)
     ids = [e.id for e in sample for _ in e.responses]
     for name, key, found in zip(ids, _keys(sample), sums.tolist(), strict=True):

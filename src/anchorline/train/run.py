@@ -2,7 +2,8 @@
 
     train/  arithmetic.json where it ran and in which format, and the speeds by which `dtype: auto` chose it
             metrics.jsonl   one line an optimizer step
-            pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, as trained
+            pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, where they moved, as trained
+            diagnostics.json    pairs won, live and stranded; displacement by region; what the gate before step 1 saw
             checkpoint-N/   the Trainer's own; a killed run continues from the newest
     model/  the adapter (or all weights), the tokenizer; on request merged/
 
@@ -37,9 +38,13 @@ from anchorline.train.arithmetic import multiplying_in, wrapped
 from anchorline.train.attention import PACKED, refuse_unpackable
 from anchorline.train.checkpoints import disk_trouble, newest_checkpoint, remove, step_of
 from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
+from anchorline.train.gate import Start, check_start
 from anchorline.train.processes import joined, led, rank
+from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_folder, reference_key, reference_logps
+from anchorline.train.reference_tokens import wanted_tokens
 from anchorline.train.tokenise import Template, Tokenised, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData, share_of
 from anchorline.types import Failure, Pair, Unpaired
@@ -85,7 +90,7 @@ def train(
         RecipeError: `settings.arguments` holds what cannot be handed to the Trainer.
         ModelError: the model cannot be trained (or not packed).
         DataError: no row is left to train on.
-        TrainingError: the loss is not finite, or the disk is full.
+        TrainingError: training does not start where it should (`gate`), the loss is not finite, or the disk is full.
 
     """
     with joined():
@@ -132,11 +137,13 @@ def _train(
     with quiet(), autocast(loaded):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
+        cache = reference_folder(settings.reference_cache)
+        key = reference_key(fingerprint(loaded.path), arithmetic=_arithmetic(loaded), forward=settings.forward)
         reference = reference_logps(
             loaded.model,
             [*examples, *heldout_examples],
-            reference_folder(settings.reference_cache),
-            key=reference_key(fingerprint(loaded.path), arithmetic=_arithmetic(loaded), forward=settings.forward),
+            cache,
+            key=key,
             packed=settings.forward == "packed",
             tokens_per_row=settings.tokens_per_row,
             pad=pad,
@@ -148,6 +155,14 @@ def _train(
     with quiet(), progress.task("train", total=total, unit="steps") as advance:
         set_seed(seed)  # the adapter's first weights
         policy = with_adapter(loaded, settings, model)
+        with autocast(loaded):
+            start = check_start(policy, examples, reference, settings, cache / key, pad=pad)
+        recorder = Recorder(
+            settings,
+            reference_tokens=wanted_tokens(cache / key, [*examples, *heldout_examples]),
+            tokenizer=loaded.tokenizer,
+            ends=end_of_turn(loaded),
+        )
         with from_arguments(further):
             trainer = AnchoredTrainer(
                 model=policy,
@@ -158,6 +173,7 @@ def _train(
                 pad=pad,
                 folder=logs,
                 advance=advance,
+                recorder=recorder,
                 callbacks=callbacks,
             )
         checkpoint = led(lambda: _last_state(logs))
@@ -165,11 +181,11 @@ def _train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         with disk_trouble("the model", folder):
             _save(trainer, policy, loaded, folder / "model", merge=settings.merge)
-    led(lambda: _tidy(logs))
+    led(lambda: _tidy(logs, start))
     return Trained(folder / "model", len(examples), total, data.failures)
 
 
-def _format(logs: Path) -> Literal["float32", "bfloat16"]:
+def _format(logs: Path) -> str:
     """The format for `dtype: auto`; a training that continues keeps the one that it began with."""
     begun = logs / "arithmetic.json"
     if begun.is_file() and newest_checkpoint(logs):
@@ -185,8 +201,10 @@ def _last_state(logs: Path) -> Path | None:
     return checkpoint
 
 
-def _tidy(logs: Path) -> None:
-    write_rows(logs / "pairs.parquet", [row for _, row in read_appended(logs / "pairs.jsonl").rows])
+def _tidy(logs: Path, start: Start) -> None:
+    records = [row for _, row in read_appended(logs / "pairs.jsonl").rows]
+    write_json(logs / "diagnostics.json", {"start": start._asdict(), **diagnose(records)})
+    write_rows(logs / "pairs.parquet", records)
     for old in logs.glob("checkpoint-*"):
         remove(old)
     (logs / "pairs.jsonl").unlink()  # last: whoever continues from a checkpoint needs its lines
