@@ -54,14 +54,14 @@ def is_refusal(text: str, original: str) -> bool:
 
 def self_reference(text: str, original: str, asked: str) -> str | None:
     """The words with which a text alludes to being a revision, if it does. `asked` is the conversation."""
-    text = _plain(text)
+    text = plain(text)
     if not any(hint in text for hint in _HINTS):  # most texts have none, and the patterns are slow
         return None
-    known = _plain(f"{original}\n{asked}")
+    known = plain(f"{original}\n{asked}")
     for match in _SPEAKS.finditer(text):
         if match[0] not in known:
             return match[0].strip()
-    if _EDITING.search(_plain(asked)):
+    if _EDITING.search(plain(asked)):
         return None
     for match in _SPEAKS_WEAKLY.finditer(text):
         if match[0] not in known:
@@ -70,8 +70,9 @@ def self_reference(text: str, original: str, asked: str) -> str | None:
 
 
 def _declines(text: str) -> bool:
-    return _REFUSES.search(_plain(text[:_REFUSES_EARLY])[:_REFUSES_EARLY]) is not None
+    return _REFUSES.search(plain(text[:_REFUSES_EARLY])[:_REFUSES_EARLY]) is not None
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text in small letters and with plain quotes."""
     return text.translate(_QUOTES).casefold()
