@@ -59,6 +59,7 @@ def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops:
     return {
         "ratio_default": rates["ours"] / rates[default],
         "ratio_precomputed": rates["ours"] / rates[precomputed],
+        "ratio_best": rates["ours"] / max(rate for name, rate in rates.items() if name != "ours"),
         "memory_ratio": ours["peak_gb"] / runs[default]["peak_gb"],
         "memory_ratio_checkpointed": ours["peak_gb"] / runs["trl"]["peak_gb"],
         "peak_share": ours["flops_per_step"] / ours["step_s"] / peak_flops,
