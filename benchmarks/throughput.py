@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -45,6 +46,8 @@ class Run(NamedTuple):
     cpu_s: float | None = None
     """The maker's own, after its imports. Only ours tells it."""
     peak_mib: float | None = None
+    process_cpu_s: float = 0.0
+    """Of the whole process and those that it started: imports and all, the server's not."""
 
     @property
     def rate(self) -> float:
@@ -55,6 +58,11 @@ class Run(NamedTuple):
     def process_rate(self) -> float:
         """Rows a second of the whole process: start, imports and writing included."""
         return self.right / self.process_seconds
+
+    @property
+    def process_cpu_ms(self) -> float:
+        """CPU of the whole process for each row."""
+        return 1000 * self.process_cpu_s / self.right
 
 
 def summary(
@@ -72,6 +80,7 @@ def summary(
         "rss_growth_mib": round((memory[1].peak_mib or 0.0) - (memory[0].peak_mib or 0.0), 1) if memory else None,
     }
     rates, process_rates = {"ours": round(rate, 1)}, {"ours": round(process_rate, 1)}
+    cpu = {"ours": round(_median(ours, lambda run: run.process_cpu_ms), 2)}
     for name in PEERS:
         runs = peers.get(name)
         if not runs:
@@ -80,7 +89,13 @@ def summary(
         theirs, their_process = _median(runs, lambda run: run.rate), _median(runs, lambda run: run.process_rate)
         figures[f"vs_{name}"] = round(min(rate / theirs, process_rate / their_process), 2)
         rates[name], process_rates[name] = round(theirs, 1), round(their_process, 1)
-    return figures | {"rows_per_s": rates, "process_rows_per_s": process_rates, "ideal_rows_per_s": ideal}
+        cpu[name] = round(_median(runs, lambda run: run.process_cpu_ms), 2)
+    return figures | {
+        "rows_per_s": rates,
+        "process_rows_per_s": process_rates,
+        "process_cpu_ms_per_row": cpu,
+        "ideal_rows_per_s": ideal,
+    }
 
 
 def _median(runs: Sequence[Run], figure: Callable[[Run], float]) -> float:
@@ -104,16 +119,18 @@ def contend(name: str, python: Path, n: int, *extra: str) -> Run:
             env.pop("PYTHONPATH", None)  # its environment is its own
         script = PARTS / ("ours.py" if name == "ours" else f"{name}_clair.py")
         with server() as (url, told), log.open("wb") as errors:
-            started = time.monotonic()
+            started, cpu_before = time.monotonic(), _children_cpu()
             code, said = _run(
                 [str(python), str(script), url, str(rows), str(out), str(folder / "work"), *extra], env, errors
             )
-            process_seconds = time.monotonic() - started
+            process_seconds, process_cpu_s = time.monotonic() - started, _children_cpu() - cpu_before
         if code or not out.exists():
             last = log.read_text(encoding="utf-8", errors="replace")[-2000:]
             raise SystemExit(f"{name} broke off with exit code {code}; it last wrote:\n{last}")
         own = json.loads(said.splitlines()[-1]) if name == "ours" else {}
-        run = Run(count_right(out), told["seconds"], process_seconds, told["requests"], **own)
+        run = Run(
+            count_right(out), told["seconds"], process_seconds, told["requests"], process_cpu_s=process_cpu_s, **own
+        )
     if not run.right:
         raise SystemExit(f"{name} came back with none of {n} revisions, so it has no rate to compare")
     cpu = (
@@ -123,7 +140,7 @@ def contend(name: str, python: Path, n: int, *extra: str) -> Run:
     )
     note(
         f"{name}: {run.right} of {n} rows right, {run.requests} requests, {run.rate:.1f} rows/s "
-        f"({run.process_rate:.1f} with start and end){cpu}"
+        f"({run.process_rate:.1f} and {run.process_cpu_ms:.2f} ms of CPU a row with start and end){cpu}"
     )
     return run
 
@@ -164,6 +181,12 @@ def peer_python(name: str, folder: Path) -> Path:
             raise SystemExit(f"{name} could not be installed; --no-peers leaves the peers out")
     installed.write_bytes(wanted.read_bytes())
     return python
+
+
+def _children_cpu() -> float:
+    """CPU seconds of the processes that have ended: the server of a run ends after it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def note(line: str) -> None:

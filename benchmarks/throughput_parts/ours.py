@@ -28,6 +28,8 @@ from anchorline.types import Answer, Failure, Message, Pair
 
 CONCURRENCY = 96
 """Half as many again as the server has slots: its queue is never empty, and no call waits for more than half a turn."""
+WINDOW = 256
+"""Rows in the works at the same time, as in a recipe's run."""
 
 
 async def main(url: str, rows: Path, out: Path, folder: Path, concurrency: int) -> None:
@@ -46,7 +48,7 @@ async def main(url: str, rows: Path, out: Path, folder: Path, concurrency: int) 
                 _answers(rows),
                 lambda row: revise(row, reviser=endpoint, policy="policy"),
                 on_result=write,
-                window=concurrency,
+                window=WINDOW,
             )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
     sys.stdout.write(json.dumps({"cpu_s": _cpu_seconds() - before, "peak_mib": peak}) + "\n")

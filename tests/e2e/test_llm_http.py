@@ -192,6 +192,34 @@ def test_nobody_listens() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("says", [b"", b"this is no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"])
+def test_a_server_that_hangs_up_or_speaks_no_http_is_a_lost_connection(says: bytes) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(says)
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with server, OpenAIEndpoint(EndpointSettings(model="fake", base_url=url), environ={}) as endpoint:
+            with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1"):
+                await endpoint.complete(ask())
+
+    asyncio.run(main())
+
+
+def test_only_the_pool_bounds_the_calls() -> None:
+    server = FakeServer(latency=1.0, slots=300)
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(300)))
+        assert len(server._connections) == 300
+
+    against(server, use)
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
 def test_a_key_that_the_server_repeats_is_in_no_message_and_no_log(
     status: int, caplog: pytest.LogCaptureFixture

@@ -46,6 +46,48 @@ evaluate:
 """
 
 
+MAKERS = {
+    "pairs": {
+        "maker": "clair",
+        "rows": 299,
+        "pairs": 290,
+        "failures": {"unchanged": 6, "emptied": 3},
+    },
+    "pairs:clair": {
+        "maker": "clair",
+        "rows": 299,
+        "pairs": 271,
+        "failures": {"not_preferred": 17, "truncated": 6, "server": 5},
+        "replies": {"clean": 288, "tolerated:marker+no_end": 21, "truncated": 9, "no_marker": 4},
+        "gates": {"broken": 23, "over_edited": 2},
+        "asked_again": 31,
+        "judge": {"judged": 288, "ties": 12, "flips": 9},
+        "costs": {"calls": 899, "tokens": 512_344, "usd": 0.2113},
+    },
+    "pairs:stronger": {
+        "maker": "stronger",
+        "rows": 299,
+        "pairs": 297,
+        "failures": {"refused": 2},
+        "costs": {"calls": 299, "tokens": 71_212, "usd": None},
+    },
+}
+COSTS = {
+    "stages": {
+        "judge": {"calls": 577, "prompt_tokens": 301_244, "completion_tokens": 34_012, "guessed": 0, "usd": 0.0656},
+        "revise": {"calls": 322, "prompt_tokens": 141_020, "completion_tokens": 36_068, "guessed": 0, "usd": 0.1457},
+        "stronger": {"calls": 299, "prompt_tokens": 21_212, "completion_tokens": 50_000, "guessed": 0, "usd": None},
+    },
+    "tokens": 583_556,
+    "usd": None,
+    "kept_pair": {
+        "pairs": {"tokens": 0.0, "usd": 0.0},
+        "pairs:clair": {"tokens": 1890.6, "usd": 0.00078},
+        "pairs:stronger": {"tokens": 239.8, "usd": None},
+    },
+}
+
+
 def build_run_folder(folder: Path, *, steps: int = 72, held_out: int = 60, pairs: int = 290) -> Path:
     """Write every file of a finished run. The figures are made up; the same call writes the same bytes."""
     chance = random.Random(7)
@@ -76,6 +118,8 @@ def build_run_folder(folder: Path, *, steps: int = 72, held_out: int = 60, pairs
             "versions": VERSIONS,
             "seed": 7,
             "machine": {"cpu": "2 × 2.7 GHz", "cores": 2, "memory_gib": 7.7, "device": "cpu", "dtype": "bfloat16"},
+            "costs": COSTS,
+            "makers": MAKERS,
             "stages": {
                 name: _stage(name, seconds)
                 for name, seconds in (

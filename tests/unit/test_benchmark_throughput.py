@@ -35,7 +35,8 @@ Run = MODULE.Run
 
 
 def run(rate: float, process_rate: float, *, cpu_ms: float = 1.0, peak: float = 100.0, right: int = 1000):
-    return Run(right, right / rate, right / process_rate, right, cpu_ms * right / 1000, peak)
+    seconds = cpu_ms * right / 1000
+    return Run(right, right / rate, right / process_rate, right, seconds, peak, 2 * seconds)
 
 
 def test_figures_by_hand() -> None:
@@ -49,6 +50,7 @@ def test_figures_by_hand() -> None:
     assert figures["vs_distilabel"] == pytest.approx(3.1)  # by the time of asking; by the whole process it is 5.0
     assert figures["vs_curator"] == pytest.approx(250 / 185, abs=0.01)  # by the whole process; by asking 1.54
     assert figures["rows_per_s"] == {"ours": 310.0, "distilabel": 100.0, "curator": 201.0}
+    assert figures["process_cpu_ms_per_row"] == {"ours": 5.0, "distilabel": 2.0, "curator": 2.0}
     assert figures["process_rows_per_s"] == {"ours": 250.0, "distilabel": 50.0, "curator": 185.0}
 
 

@@ -432,3 +432,26 @@ def test_the_file_names_its_settings_as_json(file: Path) -> None:
     with RequestCache(file) as cache:
         ((settings,),) = cache.read("SELECT settings FROM requests")
     assert json.loads(settings) == {"temperature": 0.7, "top_p": 1.0, "schema": None, "extra_body": {}, "index": 0}
+
+
+def test_a_reply_whose_asker_was_told_to_stop_is_written_all_the_same(tmp_path: Path) -> None:
+    """A spent budget cancels rows whose replies are paid for and on their way to the disk."""
+
+    async def main() -> None:
+        with RequestCache(tmp_path / "c") as cache:
+            endpoint = CachedEndpoint(FakeEndpoint("paid for"), cache, run="r")
+            cache._writing = asyncio.create_task(asyncio.sleep(3600))  # the disk is slow
+            asked = [
+                asyncio.create_task(endpoint.complete(Request((Message("user", str(i)),), max_tokens=8)))
+                for i in range(5)
+            ]
+            while len(cache._pending) < 5:
+                await asyncio.sleep(0)
+            for task in (*asked, cache._writing):
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(main())
+    with RequestCache(tmp_path / "c") as cache:
+        assert cache.read("SELECT count(*), count(DISTINCT text) FROM requests") == [(5, 1)]
+        assert cache.read("SELECT count(*) FROM payments") == [(5,)]

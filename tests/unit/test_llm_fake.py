@@ -13,6 +13,7 @@ from test_llm_pool import ask, now, virtual_run
 from anchorline.errors import ServerError
 from anchorline.llm.fake import FakeEndpoint, Slow, broken, truncated
 from anchorline.llm.fake_faults import FAULTS, FaultPlan
+from anchorline.llm.fake_server import FakeServer
 from anchorline.llm.types import Reply
 
 
@@ -63,3 +64,8 @@ def test_shares_of_faults_are_as_planned_and_do_not_depend_on_order() -> None:
 def test_a_script_goes_first(script: list[str]) -> None:
     plan = FaultPlan(script=tuple(script), error=1.0)  # pyright: ignore[reportArgumentType]
     assert [plan.fault("b", repetition=i) or "" for i in range(len(script) + 1)] == [*script, "error"]
+
+
+def test_the_slots_of_the_server_go_by_the_clock() -> None:
+    server = FakeServer(latency=100.0, slots=2)
+    assert [round(server._turn()) for _ in range(5)] == [100, 100, 200, 200, 300]

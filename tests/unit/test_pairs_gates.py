@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anchorline.pairs.gates import failed_gates
+from anchorline.pairs import gates, language
+from anchorline.pairs.gates import SPAN, failed_gates
 from anchorline.pairs.language import language_switch
 from anchorline.pairs.markers import CLOSE
 from anchorline.pairs.parse import parse_revision
@@ -93,6 +96,36 @@ def test_where_it_is_not_sure_there_is_no_switch(before: str, after: str) -> Non
 def test_a_sure_switch_names_both_languages() -> None:
     assert language_switch(ENGLISH, GERMAN) == ("en", "de")
     assert language_switch(GERMAN, NORWEGIAN) == ("de", "no")
+
+
+def test_a_text_of_the_same_words_needs_no_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked() -> None:
+        raise Asked
+
+    monkeypatch.setattr(language, "_identifier", asked)
+    assert language_switch(ENGLISH * 3, f"Hello. {ENGLISH.replace('should', 'will')} {ENGLISH * 2}") is None
+    assert language_switch(f"{CODE}\n{ENGLISH}", f"```\nother\n```\n{ENGLISH}") is None
+    for before, after in [
+        (ENGLISH, GERMAN),
+        (f"{ENGLISH}\n{CODE}", f"{GERMAN}\n{CODE}"),  # the code is not what is written in a language
+        (f"{ENGLISH} 1 2 3 4 5 6 7 8 9 | - .", f"{GERMAN} 1 2 3 4 5 6 7 8 9 | - ."),
+        (ENGLISH, f"{ENGLISH} {GERMAN} {GERMAN} {GERMAN}"),
+    ]:
+        with pytest.raises(Asked):
+            language_switch(before, after)
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=60), st.lists(st.sampled_from("abcd"), max_size=30), st.data())
+def test_every_span_of_the_instructions_is_found(said: list[str], told: list[str], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(told)))
+    at = data.draw(st.integers(0, len(said)))
+    said[at:at] = told[start : start + data.draw(st.integers(0, 12))]
+    spans = {tuple(told[i : i + SPAN]) for i in range(len(told) - SPAN + 1)}
+    expected = [i for i in range(len(said) - SPAN + 1) if tuple(said[i : i + SPAN]) in spans]
+    assert gates._spans_told(said, " ".join(told)) == expected
 
 
 def test_the_instructions_do_not_leak() -> None:

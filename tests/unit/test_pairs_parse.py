@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from anchorline.pairs import markers
 from anchorline.pairs.markers import find_markers, has_marker
 from anchorline.pairs.parse import CLOSE, OPEN, Parsed, parse_revision
 from anchorline.types import Message
@@ -293,3 +294,22 @@ def test_a_long_reply_of_one_thing_is_read_in_one_pass(piece: str) -> None:
 )  # fmt: skip
 def test_every_way_to_speak_of_the_edit_is_seen(said: str) -> None:
     assert parse(framed(f"It left.\n{said}\nBye.")).status == "self_referring"
+
+
+PIECES = (
+    *"[]{}<>*#:/ \n", "\n[", "\n**", "]**:\n", "<<<", ">>>\n", "\n<<<", "1. ", "The ", "end", "end of ", "It left.",
+    "revised answer", "REVİSED ANSWER", "Revısed_answer", "revision", "revised", "corrected reply", "improved version",
+    "edited text", "rewritten-response", "updated solution", "corrected_student_solution", "corrected student solution",
+    "teacher reasoning", "teacher_reasoning",
+)  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@example("\n[REVİSED ANSWER]:\nIt left.")
+@example("\n[Revısed answer]:\nIt left.")
+@example("\n<<<END>>>\n")
+@example("teacher_reasoning: it lacks the day")
+def test_the_quick_look_for_markers_overlooks_none(text: str) -> None:
+    slowly = markers._ANYWHERE.search(text) is not None or any(m.rank == "close" for m in find_markers(text))
+    assert has_marker(text) == slowly

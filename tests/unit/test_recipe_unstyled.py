@@ -72,3 +72,18 @@ def test_their_pairs_prefer_the_answer_as_it_was(tmp_path: Path):
     write_json(tmp_path / "manifest.json", {"name": "x"})
     assert "in 1 of the pairs, on prompts where the style does not apply" in build_report(read_run_folder(tmp_path))
     assert read_run_folder(tmp_path).sampled == 2
+
+
+def test_they_are_answered_from_the_models_own_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = RunContext(recipe(tmp_path, prompts(tmp_path / "unstyled.jsonl", "five")), tmp_path)
+    for stage in STAGES[:1]:
+        stage.act(run)
+    asked = {}
+    monkeypatch.setattr(RunContext, "loaded", lambda run, dtype: None)
+    monkeypatch.setattr(
+        RunContext, "answer", lambda run, loaded, prompts, settings, name: asked.setdefault(name, settings) and []
+    )
+    stage = next(stage for stage in STAGES if stage.name == "sample")
+    stage.act(run)
+    assert asked["answers.jsonl"] == run.recipe.sample and run.recipe.sample.temperature < 1
+    assert asked["unstyled-answers.jsonl"] == run.recipe.sample.model_copy(update={"temperature": 1.0, "top_p": 1.0})

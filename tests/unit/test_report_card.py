@@ -329,3 +329,34 @@ def test_a_card_that_cannot_be_written_leaves_nothing_half_written(folder: Path)
     with pytest.raises(RunFolderError, match=r"README\.md: cannot be written"):
         write_card(folder)
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ("{maker: clair, reviser: llm}", "as another model revised it"),
+        ("{maker: on_policy}", "a judge chose between answers of the model"),
+        ("{maker: off_policy}", "between answers of other models"),
+        ("{maker: stronger}", "a stronger model's own answer"),
+        ("{maker: clair}", "no other model wrote anything"),
+    ],
+)
+def test_the_card_says_who_wrote_the_chosen_answers(pairs: str, says: str) -> None:
+    card = build_card(ReportData(name="x", recipe=f"model: lab/m\npairs: {pairs}\n"), saved=None)
+    said = " ".join(card.split())
+    assert says in said
+    assert ("no other model wrote anything" in said) == (pairs == "{maker: clair}")
+    assert ("repaired answers of the base model" in said) == (pairs == "{maker: clair}")
+
+
+def test_costs_and_verdicts_stand_on_the_card() -> None:
+    made = {"maker": "clair", "rows": 4, "pairs": 2, "failures": {"not_preferred": 2}}
+    made["judge"] = {"judged": 4, "ties": 2, "flips": 1}
+    costs = {
+        "stages": {"revise": {"calls": 4, "prompt_tokens": 40, "completion_tokens": 8, "usd": None}},
+        "kept_pair": {"pairs": {"tokens": 24.0, "usd": None}},
+    }
+    card = build_card(ReportData(name="x", manifest={"makers": {"pairs": made}, "costs": costs}), saved=None)
+    assert "| revisions | 4 | 40 | 8 | unknown |" in card
+    assert "| the run’s own pairs (clair) | 4 | 2 | 24 | unknown |" in card
+    assert "4 comparisons by the judge, 2 ties, 1 of them flips" in card and "2 pairs set aside" in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,23 @@ def test_figures_as_they_are_printed() -> None:
         "0.0\u00a0s", "1\u00a0min 00\u00a0s", "1\u00a0h 00\u00a0min", "–"]  # fmt: skip
     assert [objective_text(value) for value in ({"dpo": 1}, {"a": 0.5, "b": 2.0}, {}, None)] == [
         "dpo", "0.5 a + 2 b", "–", "–"]  # fmt: skip
+
+
+def test_what_pairs_cost_and_how_judges_judged(folder: Path) -> None:
+    section = Page(build_report(read_run_folder(folder))).sections["making"].replace("\u00a0", " ")
+    for said in ("288 clean", "9 3.1 %", "unknown", "0.00078", "17", "23 broken"):
+        assert said in " ".join(section.split())
+
+
+def test_a_run_that_asked_nobody_has_no_such_section(folder: Path) -> None:
+    data = replace(read_run_folder(folder), manifest={"name": "x"})
+    assert "making" not in Page(build_report(data)).sections
+
+
+def test_a_makers_name_from_a_damaged_file_is_only_text(folder: Path) -> None:
+    made = {
+        "pairs:<b>": {"maker": "<script>", "failures": {"<i>": "x"}, "replies": [], "judge": {"judged": "many"}},
+        "y": 3,
+    }
+    page = build_report(replace(read_run_folder(folder), manifest={"makers": made, "costs": {"stages": {"<u>": None}}}))
+    assert "<script>" not in page and "<i>" not in page and "&lt;u&gt;" in page

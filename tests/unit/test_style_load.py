@@ -137,7 +137,7 @@ def test_a_style_that_cannot_be_used_is_one_line(data, message):
     [
         (b"name: [", "not YAML: line 1"),
         (b"name: s\nrules:\n\t- kind: x", "not YAML: line 3"),
-        (b"name: \xff\xfe", "not UTF-8 text .byte 6."),
+        (b"name: \xff\xfe", "is not UTF-8 .byte 7."),
         (b"", "got nothing"),
         (b"[" * 5000, "not YAML"),
         (b"!!python/object/apply:os.system ['true']", "not YAML"),

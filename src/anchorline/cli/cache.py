@@ -75,9 +75,12 @@ def show_explanation(
     """
 
     def call() -> None:
+        from anchorline.errors import RecipeError
         from anchorline.llm.explain import explain
 
         asked = _request(Path(request)) if Path(request).is_file() else request
+        if not isinstance(asked, str) and not model:
+            raise RecipeError("a request in a file names no model; give the one that is asked with --model")
         found = explain(_file(where), asked, model=model)
         print(json.dumps(_plain(found), ensure_ascii=False) if as_json else found.text)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anchorline.cli.show import exit_code, print_summary, progress
+from anchorline.cli.show import exit_code, print_set, print_summary, progress
 
 if TYPE_CHECKING:
     from anchorline.pairs.settings import Maker
@@ -118,7 +118,10 @@ def run_stage(
         calls = Calls(retry_failed=retry_failed, batch=batch)
         with progress() as shown:
             summary = run(recipe, folder, upto=upto, maker=maker, calls=calls, progress=shown)
-        print_summary(summary, str(folder), as_json=as_json)
+        if maker:
+            print_set(summary, maker, str(folder), as_json=as_json)
+        else:
+            print_summary(summary, str(folder), as_json=as_json)
 
     words = ["anchorline", *command.split(), source]
     words += ["--retry-failed"] if retry_failed else []

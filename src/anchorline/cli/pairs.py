@@ -113,6 +113,8 @@ def pairs(
         named[f"pairs__{name}"] = None if model is None else own if model == own else "llm"
         named[f"llm__{name}__model"] = None if model == own else model
     named["llm__stronger__model"] = stronger
+    if base_url is not None and not (named["llm__reviser__model"] or named["llm__judge__model"] or stronger):
+        raise typer.BadParameter("--base-url says where a model is; name one with --reviser, --judge or --stronger")
     if base_url is not None:
         named |= {
             f"llm__{key.split('__')[1]}__base_url": base_url for key, value in named.items() if value and "llm" in key

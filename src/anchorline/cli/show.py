@@ -101,6 +101,43 @@ class _Shown:
         yield advance
 
 
+def print_set(summary: Mapping[str, Any], maker: str, folder: str, *, as_json: bool) -> None:
+    """One maker's set in a few lines, or the run's summary as JSON."""
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    stage = f"pairs:{maker}"
+    made = summary["makers"][stage]
+    print(f"set {maker}: {made['pairs']} pairs of {made['rows']} rows, in {folder}/sets/{maker}/pairs.jsonl")
+    _print_made(made, summary["costs"], stage)
+    others = {name: count for name, count in summary["sets"].items() if name != "matched"}
+    if "matched" in summary["sets"]:
+        sets = ", ".join(f"{name} {count}" for name, count in others.items())
+        print(f"matched: {summary['sets']['matched']} pairs in each of {len(others)} sets ({sets})")
+
+
+def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -> None:
+    """What became of a maker's rows, as far as there is something to say."""
+    if made["failures"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in made["failures"].items())
+        print(f"  not a pair: {kinds}; see failures.jsonl")
+    if made.get("asked_again"):
+        print(f"  asked again: {made['asked_again']} rows")
+    if "judge" in made:
+        judge = made["judge"]
+        print(
+            f"  judge: {judge['judged']} comparisons, {judge['ties']} ties, {judge['flips']} of them by turning round"
+        )
+    if "costs" in made:
+        used, pair = made["costs"], (costs.get("kept_pair") or {}).get(stage)
+        each = f"; a kept pair, its answer included: {pair['tokens']:,.0f} tokens, {_usd(pair['usd'])}" if pair else ""
+        print(f"  replies: {used['calls']}, {used['tokens']:,} tokens, {_usd(used['usd'])}{each}")
+
+
+def _usd(amount: float | None) -> str:
+    return "price unknown" if amount is None else f"{amount:.4f} USD"
+
+
 def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> None:
     """The run in a few lines, or its summary as JSON."""
     if as_json:
@@ -108,6 +145,9 @@ def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> 
         return
     style, drift, preference = summary["style"], summary["drift"], summary["preference"]
     print(f"{summary['name']}: {summary['pairs']} pairs, {summary['failures']} rows left out")
+    for stage, made in summary.get("makers", {}).items():
+        if stage == "pairs":
+            _print_made(made, summary["costs"], stage)
     for maker, count in summary["sets"].items():
         print(f"set {maker}: {count} pairs")
     if style["after"]["all"] is not None:

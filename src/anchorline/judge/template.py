@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anchorline.errors import UserError
+from anchorline.textfile import read_text
 from anchorline.types import Message, Messages
 
 MAX_BYTES = 200_000
@@ -63,18 +64,7 @@ def parse_template(text: str, *, name: str, slots: Collection[str]) -> Template:
 
 def load_template(path: str | Path, *, slots: Collection[str]) -> Template:
     """A template of the user's own."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the prompt template ({error.strerror or error}); give the path of a text file"
-        ) from None
-    if len(raw) > MAX_BYTES:
-        raise UserError(f"{path}: has {len(raw)} bytes, a prompt template at most {MAX_BYTES}; is this a template?")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+    text = read_text(path, what="prompt template", kind="text file", most=MAX_BYTES, error=UserError)
     return parse_template(text, name=str(path), slots=slots)
 
 

@@ -27,7 +27,8 @@ from anchorline.llm.prices import BATCH_SHARE, find_price
 from anchorline.llm.settings import EndpointSettings, Prices
 from anchorline.llm.types import Reply, Request
 
-POLL = 30.0
+POLL, FIRST_POLL = 30.0, 1.0
+"""A batch is looked at after a second, then ever more seldom, at last every half minute."""
 MOST_REQUESTS = 50_000
 MOST_BYTES = 150 << 20
 """OpenAI takes 50,000 requests and 200 MB a file."""
@@ -188,12 +189,14 @@ class _Order:
 
     async def _collect(self, file: str, name: str) -> int:
         self.ids.append(name)
+        pause = min(FIRST_POLL, self._poll)
         while True:
             async with self._talking():
                 batch = await self._endpoint.client.batches.retrieve(name)
             if batch.status in ENDED:
                 break
-            await self._sleep(self._poll)
+            await self._sleep(pause)
+            pause = min(pause * 1.5, self._poll)
         rows = self._cache.read("SELECT * FROM waiting WHERE file = ?", (file,))
         waiting = {row[0]: row for row in rows}
         for result in (batch.output_file_id, batch.error_file_id):

@@ -71,8 +71,14 @@ class RequestCache:
         self.close()
 
     def close(self) -> None:
-        """Close the file, after what is being written."""
+        """Close the file, after what is being written and what waits for its turn.
+
+        A run that stops (a spent budget, Ctrl-C) cancels whoever waits for a row to be on disk, but the reply is paid for.
+        """
         self._thread.shutdown()
+        left, self._pending = self._pending, []
+        if left:
+            self._write_group(left)
         self._reader.close()
         self._writer.close()
 
@@ -177,7 +183,7 @@ class CachedEndpoint:
             # whoever asked was told to stop, so somebody else asks
         stored = self._cache.get(key)
         if stored is not None and is_hit(stored, request.max_tokens, retry_failed=self._retry_failed):
-            return self._hit(request, outcome_of(stored))
+            return self._hit(request, outcome_of(stored), stored)
         leader = self._in_flight[same] = asyncio.get_running_loop().create_future()
         outcome = None
         try:
@@ -189,9 +195,9 @@ class CachedEndpoint:
             del self._in_flight[same]
             leader.set_result(outcome)
 
-    def _hit(self, request: Request, outcome: Reply | EndpointError) -> Reply:
+    def _hit(self, request: Request, outcome: Reply | EndpointError, stored: Record | None = None) -> Reply:
         if self._ledger is not None:
-            self._ledger.hit(request.stage)
+            self._ledger.hit(request.stage, *((0, 0.0) if stored is None else worth(request, stored)))
         if isinstance(outcome, EndpointError):
             raise outcome.with_traceback(None)
         return Reply(
@@ -240,6 +246,14 @@ def outcome_of(stored: Record) -> Reply | EndpointError:
     if stored.error == Throttled.kind:
         return Throttled(stored.text, retry_after=stored.retry_after)
     return KINDS.get(stored.error, EndpointError)(stored.text)
+
+
+def worth(request: Request, stored: Record) -> tuple[int, float | None]:
+    """Tokens and dollars of a stored reply; an error cost nothing."""
+    if stored.error is not None:
+        return 0, 0.0
+    prompt, completion, _ = used_tokens(request, cast(Reply, outcome_of(stored)))
+    return prompt + completion, stored.usd
 
 
 def make_record(

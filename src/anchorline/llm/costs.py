@@ -30,6 +30,9 @@ class Cost:
     usd: float | None = 0.0
     guessed: int = 0
     """Calls whose endpoint told no token counts, so that they had to be guessed."""
+    hit_tokens: int = 0
+    hit_usd: float | None = 0.0
+    """What the replies of the hits had cost when they were paid for."""
 
     @property
     def tokens(self) -> int:
@@ -57,10 +60,15 @@ class Ledger:
             guessed=cost.guessed + guessed,
         )
 
-    def hit(self, stage: str) -> None:
-        """A request was answered from the cache, for nothing."""
+    def hit(self, stage: str, tokens: int = 0, usd: float | None = 0.0) -> None:
+        """A request was answered from the cache, for nothing; once it had cost this much."""
         cost = self.stages.get(stage, Cost())
-        self.stages[stage] = replace(cost, hits=cost.hits + 1)
+        self.stages[stage] = replace(
+            cost,
+            hits=cost.hits + 1,
+            hit_tokens=cost.hit_tokens + tokens,
+            hit_usd=None if usd is None or cost.hit_usd is None else cost.hit_usd + usd,
+        )
 
     def failed(self, stage: str) -> None:
         """A request ended in an error."""
@@ -70,16 +78,23 @@ class Ledger:
     def total(self) -> Cost:
         """All stages together."""
         costs = list(self.stages.values())
-        known = [cost.usd for cost in costs if cost.usd is not None]
         return Cost(
             calls=sum(cost.calls for cost in costs),
             hits=sum(cost.hits for cost in costs),
             failed=sum(cost.failed for cost in costs),
             prompt_tokens=sum(cost.prompt_tokens for cost in costs),
             completion_tokens=sum(cost.completion_tokens for cost in costs),
-            usd=sum(known) if len(known) == len(costs) else None,
+            usd=_known_sum([cost.usd for cost in costs]),
             guessed=sum(cost.guessed for cost in costs),
+            hit_tokens=sum(cost.hit_tokens for cost in costs),
+            hit_usd=_known_sum([cost.hit_usd for cost in costs]),
         )
+
+
+def _known_sum(amounts: Sequence[float | None]) -> float | None:
+    """The sum; None where one is unknown."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
 
 
 class Estimate(NamedTuple):

@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import heapq
 import json
 import os
 import sys
@@ -66,7 +67,8 @@ class FakeServer:
     ) -> None:
         self._reply, self._plan = reply or echo, plan or FaultPlan()
         self._latency, self._retry_after, self._hang = latency, retry_after, hang
-        self._slots = asyncio.Semaphore(slots)
+        self._free_at = [0.0] * slots
+        """A heap: when each slot has finished what was given to it."""
         self._log = Path(log).open("a", encoding="utf-8") if log else None  # noqa: SIM115  (closed on exit)
         self._port, self._key = port, key
         self._seen: Counter[str] = Counter()
@@ -160,9 +162,8 @@ class FakeServer:
             await asyncio.sleep(self._hang)
         if fault == "error":
             return _error(500, "this server is having a bad day")
-        async with self._slots:
-            if self._latency:
-                await asyncio.sleep(self._latency)
+        if self._latency:
+            await asyncio.sleep(self._turn())
         completion = self._completion(body, cut=fault == "truncate")
         if fault == "malformed":
             return Answer(200, completion[: len(completion) * 2 // 3])
@@ -170,6 +171,16 @@ class FakeServer:
             return Answer(200, completion, breaks=True)
         self._note(key, body, fault)
         return Answer(200, completion)
+
+    def _turn(self) -> float:
+        """Take the slot that is free first. Gives the seconds until it is done.
+
+        Slots go by the clock, so that what this process does besides takes nothing from what they could do.
+        """
+        now = time.monotonic()
+        done = max(now, self._free_at[0]) + self._latency
+        heapq.heapreplace(self._free_at, done)
+        return done - now
 
     def _completion(self, body: Body, *, cut: bool = False) -> bytes:
         words = self._reply(body).split(" ")

@@ -21,10 +21,12 @@ from typing import Any
 from anchorline.llm.types import Request
 from anchorline.types import Message, Messages
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 def canonical(value: Any) -> str:
     """JSON in ASCII with sorted names and no spaces: equal values give equal texts."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def messages_json(messages: Messages) -> str:

@@ -3,6 +3,8 @@
 Several base URLs of one model share the load: the one with the fewest calls in flight goes first, and one that fails a few
 times in a row is left out for a while. The API key is read from the environment once, and stands in no message.
 
+openai's client sends through aiohttp, whose HTTP is written in C: a call takes half the CPU that it takes through httpcore.
+
 >>> async def example():
 ...     async with OpenAIEndpoint(EndpointSettings(model="m", base_url="http://127.0.0.1:8000/v1")) as endpoint:
 ...         return await endpoint.complete(Request((Message("user", "Hi"),), max_tokens=8))
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import itertools
 import json
 import math
 import os
@@ -43,8 +44,6 @@ __all__ = ["Message", "OpenAIEndpoint", "error_of_status", "key_for", "reply_of"
 
 NO_KEY = "none"
 """The client wants some key, also for a server that wants none."""
-CALLS_A_CLIENT, MOST_CLIENTS = 8, 32
-"""A client looks at each of its idle connections at each call; several clients with few each take half the time."""
 FAILURES = 3
 LEFT_OUT = 15.0
 LONGEST_OUT = 300.0
@@ -54,10 +53,10 @@ SHOWN = 300
 
 
 class _Server:
-    """One base URL: its clients, which take turns, its load, and until when it is left out."""
+    """One base URL: its client, its load, and until when it is left out."""
 
-    def __init__(self, url: str, clients: list[openai.AsyncOpenAI]) -> None:
-        self.url, self.clients, self.turns = url, clients, itertools.cycle(clients)
+    def __init__(self, url: str, client: openai.AsyncOpenAI) -> None:
+        self.url, self.client = url, client
         self.in_flight = self.failures = self.times_out = 0
         self.out_until = 0.0
 
@@ -76,16 +75,13 @@ class OpenAIEndpoint:
         for url in settings.urls:
             key = key_for(settings, url, environ)
             self._keys += [key] if key else []
-            clients = [
-                openai.AsyncOpenAI(
-                    api_key=key or NO_KEY, base_url=url, timeout=settings.timeout, max_retries=0,
-                    http_client=openai.DefaultAsyncHttpxClient(
-                        verify=trusted, limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-                    ),
-                )
-                for _ in range(min(MOST_CLIENTS, math.ceil(settings.max_concurrency / CALLS_A_CLIENT)))
-            ]  # fmt: skip
-            self._servers.append(_Server(url, clients))
+            # the pool bounds the calls: aiohttp takes 0 for no bound of its own, and None for its default of 100
+            limits = httpx2.Limits(max_connections=0)
+            client = openai.AsyncOpenAI(
+                api_key=key or NO_KEY, base_url=url, timeout=settings.timeout, max_retries=0,
+                http_client=openai.DefaultAioHttpClient(verify=trusted, limits=limits),
+            )  # fmt: skip
+            self._servers.append(_Server(url, client))
 
     def __repr__(self) -> str:
         return f"OpenAIEndpoint({self.model!r}, {list(self._settings.urls)!r})"
@@ -97,7 +93,7 @@ class OpenAIEndpoint:
     @property
     def client(self) -> openai.AsyncOpenAI:
         """The client of the first URL, for the batch interface."""
-        return self._servers[0].clients[0]
+        return self._servers[0].client
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,8 +106,7 @@ class OpenAIEndpoint:
     async def close(self) -> None:
         """Close all connections."""
         for server in self._servers:
-            for client in server.clients:
-                await client.close()
+            await server.client.close()
 
     async def complete(self, request: Request) -> Reply:
         server = self._pick()
@@ -133,6 +128,7 @@ class OpenAIEndpoint:
         return readable_text(" ".join(text.split()))[:SHOWN]
 
     async def _ask(self, server: _Server, request: Request) -> Reply:
+        import aiohttp
         import httpx2
         import openai
 
@@ -140,17 +136,17 @@ class OpenAIEndpoint:
         try:
             # the client's timeout is for each read; this one is for the whole call
             async with asyncio.timeout(self._settings.timeout):
-                response = await next(server.turns).post("/chat/completions", cast_to=httpx2.Response, body=body)
-        except (TimeoutError, openai.APITimeoutError):
-            raise EndpointTimeout(
-                f"{server.url} gave no answer within {self._settings.timeout:g} s; raise `timeout` if it is that slow"
-            ) from None
+                response = await server.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+        except TimeoutError:
+            raise self._too_slow(server) from None
         except openai.APIStatusError as error:
             raise error_of_status(
                 error.status_code, self.hide(error.message), url=server.url, settings=self._settings,
                 retry_after=retry_after(error.response.headers),
             ) from None  # fmt: skip
-        except openai.APIConnectionError as error:
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            if _timed_out(error):
+                raise self._too_slow(server) from None
             raise ConnectionLost(f"{server.url}: {self.hide(str(error.__cause__ or error))}") from None
         except UnicodeEncodeError:
             raise RequestRefused("the messages hold half a surrogate pair, which is no text that can be sent") from None
@@ -158,6 +154,11 @@ class OpenAIEndpoint:
             return reply_of(json.loads(response.content))
         except (BadReply, ValueError) as error:
             raise BadReply(f"{server.url} answered with what is no chat completion ({self.hide(str(error))})") from None
+
+    def _too_slow(self, server: _Server) -> EndpointTimeout:
+        return EndpointTimeout(
+            f"{server.url} gave no answer within {self._settings.timeout:g} s; raise `timeout` if it is that slow"
+        )
 
     def _pick(self) -> _Server:
         now = asyncio.get_running_loop().time()
@@ -287,6 +288,14 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
 def readable_text(text: str) -> str:
     """The text, with half surrogate pairs (which JSON may hold and no file can) replaced."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Whether time ran out at the bottom of it: openai calls all that aiohttp meets before an answer a timeout."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, TimeoutError):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def _count(value: Any) -> int | None:

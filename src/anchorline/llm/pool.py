@@ -66,6 +66,20 @@ class Pool:
         return self._endpoint.model
 
     async def complete(self, request: Request) -> Reply:
+        try:
+            return await self._once(request)  # nearly all end here, without the cost of what may come after
+        except EndpointError as error:
+            return await self._again(request, error)
+
+    async def _again(self, request: Request, first: EndpointError) -> Reply:
+        """All tries after one that failed with `first`, which counts."""
+        failed: list[EndpointError] = [first]
+
+        async def attempt() -> Reply:
+            if failed:
+                raise failed.pop()
+            return await self._once(request)
+
         tries = _Tries(self._settings.attempts, self._backoff, self._luck)
         retrying = AsyncRetrying(
             retry=retry_if_exception(tries.mends),
@@ -74,7 +88,7 @@ class Pool:
             sleep=asyncio.sleep,
             reraise=True,
         )
-        return await retrying(self._once, request)
+        return await retrying(attempt)
 
     async def _once(self, request: Request) -> Reply:
         await self.slots.acquire()

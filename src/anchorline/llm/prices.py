@@ -1,6 +1,8 @@
 """The price table: US dollars per million tokens at OpenAI's own endpoint. What is not here is unknown, never 0.
 
-Only models for which at least two published readings of the price page agree are listed. A setting `prices` goes first.
+Only models for which at least two published readings of the price page agree are listed, the last from September. Left out:
+models with a charge for writing the cache (gpt-6), and those whose readings differ (gpt-5.6-sol). The prices are those of
+prompts below 272,000 tokens; that a cached prompt costs less is not counted. A setting `prices` goes first.
 
 >>> find_price(EndpointSettings(model="gpt-4o-mini")).output
 0.6

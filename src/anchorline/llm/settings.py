@@ -30,7 +30,11 @@ SENT_BY_US = frozenset(
         "response_format",
     ]
 )
-KEY_NAME = re.compile(r"api[-_]?key|authorization|bearer|secret|password|access[-_]?token", re.IGNORECASE)
+KEY_NAME = re.compile(
+    r"(?:\w+[-_])?(?:api[-_]?key|authorization|bearer|secret|secret[-_]?key|password|(?:access|auth|api)[-_]?token)|token|key"
+    r"|(?:extra[-_])?headers|x[-_](?:key|token)",
+    re.IGNORECASE,
+)
 KEY_VALUE = re.compile(r"^(bearer\s+\S+|(sk|pk|hf|gsk|key)[-_]\S{6,})", re.IGNORECASE)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -15,6 +15,9 @@ from collections.abc import Hashable, Sequence
 
 from rapidfuzz.distance import Levenshtein, Prefix
 
+_EXPECTED = 16
+"""Edits looked for first; rapidfuzz widens the search until it has them all. Revisions take half the time or less."""
+
 
 def words(text: str) -> list[str]:
     """The text cut at whitespace; punctuation stays with its word."""
@@ -30,7 +33,7 @@ def jaccard(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
 
 def character_levenshtein(a: str, b: str) -> int:
     """The least number of characters (code points) to insert, delete or replace to make `b` of `a`."""
-    return Levenshtein.distance(a, b)
+    return Levenshtein.distance(a, b, score_hint=_EXPECTED)
 
 
 def token_levenshtein(a: Sequence[str] | Sequence[int], b: Sequence[str] | Sequence[int]) -> int:

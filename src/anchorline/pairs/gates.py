@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from anchorline.errors import DataError
@@ -96,9 +97,8 @@ def _language(original: str, revision: str) -> Fault | None:
 def _leak(prompt: Messages, original: str, revision: str, style: Style | None, instructions: str) -> Fault | None:
     if has_marker(revision):
         return Fault("leak", "your text holds one of the lines that frame it")
-    told = _spans(instructions)
     said = _normal_words(revision)
-    hits = [i for i in range(len(said) - SPAN + 1) if tuple(said[i : i + SPAN]) in told]
+    hits = _spans_told(said, instructions)
     if not hits:
         return None
     # what the conversation or a rule brings in is no leak
@@ -135,6 +135,23 @@ def broken_rules(prompt: Messages, revision: str, style: Style | None) -> Fault 
     return Fault("broken", f"your text breaks: {listed}")
 
 
+def _spans_told(said: list[str], instructions: str) -> list[int]:
+    """Where spans of the instructions begin in these words.
+
+    Each span holds exactly one of the pairs of words that stand at every (SPAN - 1)-th place, and few pairs of a text are
+    pairs of the instructions too: so nearly all is settled with one look at every seventh word.
+    """
+    told, pairs = _spans(instructions), _neighbours(instructions)
+    step, last = SPAN - 1, len(said) - SPAN
+    return [
+        i
+        for k in range(0, len(said) - 1, step)
+        if (said[k], said[k + 1]) in pairs
+        for i in range(max(0, k - step + 1), min(k, last) + 1)
+        if tuple(said[i : i + SPAN]) in told
+    ]
+
+
 def _normal_words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
@@ -143,3 +160,9 @@ def _normal_words(text: str) -> list[str]:
 def _spans(text: str) -> frozenset[tuple[str, ...]]:
     found = _normal_words(text)
     return frozenset(tuple(found[i : i + SPAN]) for i in range(len(found) - SPAN + 1))
+
+
+@lru_cache(maxsize=64)
+def _neighbours(text: str) -> frozenset[tuple[str, str]]:
+    found = _normal_words(text)
+    return frozenset(pairwise(found))

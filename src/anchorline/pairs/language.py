@@ -1,6 +1,7 @@
 """Whether two texts are in different languages, said only where that is sure: long texts, high confidence.
 
-Code is left out, and languages that are easily taken for one another count as one.
+Code is left out, and languages that are easily taken for one another count as one. A text that is mostly made of the
+other's words, as revisions are, is in its language without further inquiry.
 
 >>> language_switch("Short.", "Kurz.") is None
 True
@@ -35,6 +36,9 @@ _ALIKE = {
     **dict.fromkeys(("bg", "mk"), "bg"),
 }
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+", re.DOTALL)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+SAME_WORDS = 0.7
+"""The share of a text's letters in words that the other text has too, from which on both are in one language."""
 _MOST_TEXT, _MOST_PROSE = 4_000, 800
 """Characters that are looked at: more make no text surer, and this is the dearest of the gates."""
 
@@ -48,15 +52,29 @@ class Switch(NamedTuple):
 
 def language_switch(before: str, after: str) -> Switch | None:
     """The two languages if they surely differ."""
-    first = _language(before)
-    second = _language(after) if first else None
+    one, other = _prose(before), _prose(after)
+    if _shared(one, other) >= SAME_WORDS:
+        return None
+    first = _language(one)
+    second = _language(other) if first else None
     if first is None or second is None or _ALIKE.get(first, first) == _ALIKE.get(second, second):
         return None
     return Switch(first, second)
 
 
-def _language(text: str) -> str | None:
-    prose = _CODE.sub(" ", text[:_MOST_TEXT])[:_MOST_PROSE]
+def _prose(text: str) -> str:
+    start = text[:_MOST_TEXT]
+    return (_CODE.sub(" ", start) if "`" in start or "://" in start else start)[:_MOST_PROSE]
+
+
+def _shared(before: str, after: str) -> float:
+    """The share of the letters of `after` in words that stand in `before` too."""
+    known, found = frozenset(_WORD.findall(before)), _WORD.findall(after)
+    letters = sum(map(len, found))
+    return sum(len(word) for word in found if word in known) / letters if letters else 0.0
+
+
+def _language(prose: str) -> str | None:
     if sum(map(str.isalpha, prose)) < MIN_LETTERS:
         return None
     language, confidence = _identifier().classify(prose)

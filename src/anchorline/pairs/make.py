@@ -4,7 +4,7 @@ A bad row is a failure and never stops the others. What concerns all rows (a ref
 is down, Ctrl-C) ends the run: calls in flight are cancelled and awaited, and what was handed over stays.
 
 >>> import asyncio
->>> from anchorline.types import Prompt
+>>> from anchorline.types import Pair, Prompt
 >>> async def maker(row):
 ...     return Pair(row.id, row.messages, chosen="yes", rejected="no")
 >>> made = []

@@ -12,6 +12,7 @@ One pass over the lines, and every repetition in a pattern is bounded: the time 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 OPEN = "<<<REVISED ANSWER>>>"
@@ -69,10 +70,18 @@ _ANYWHERE = re.compile(
     r"|corrected_student_solution|teacher_reasoning|\{corrected student solution\}",
     re.IGNORECASE,
 )
+_HINTS = ("revis", "correct", "improved", "edited", "rewritten", "updated", "teacher", "<<<end>>>")
+"""One of these is in each marker that no answer has by chance; most answers have none, and the patterns are slow."""
 
 
+@lru_cache(maxsize=64)  # the parser asks about a revision, and then the gates
 def has_marker(text: str) -> bool:
     """Whether a marker that no answer has by chance stands anywhere in the text, on a line of its own or within one."""
+    folded = text.casefold()
+    if not folded.isascii():  # the patterns take dotless and dotted i for one letter
+        folded = folded.replace("i\u0307", "i").replace("\u0131", "i")
+    if not any(hint in folded for hint in _HINTS):
+        return False
     if _ANYWHERE.search(text):
         return True
     return any(marker.rank == "close" for marker in find_markers(text))

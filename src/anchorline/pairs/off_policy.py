@@ -36,7 +36,7 @@ async def ask_models(prompt: Prompt, endpoints: Sequence[tuple[Endpoint, Samplin
 
     One that cannot be asked fails the row: its absence would choose the others' pair.
     """
-    asked = [(endpoint, how.request(prompt.messages, row=prompt.id, stage="sample")) for endpoint, how in endpoints]
+    asked = [(endpoint, how.request(prompt.messages, row=prompt.id, stage="others")) for endpoint, how in endpoints]
     try:
         replies = await together(endpoint.complete(request) for endpoint, request in asked)
     except EndpointError as error:

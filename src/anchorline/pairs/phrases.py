@@ -49,20 +49,19 @@ _EDITING = re.compile(r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|im
 
 def is_refusal(text: str, original: str) -> bool:
     """Whether a reply declines to do the edit."""
-    found = _REFUSES.search(_plain(text)[:_REFUSES_EARLY])
-    return found is not None and _REFUSES.search(_plain(original)[:_REFUSES_EARLY]) is None
+    return _declines(text) and not _declines(original)
 
 
 def self_reference(text: str, original: str, asked: str) -> str | None:
     """The words with which a text alludes to being a revision, if it does. `asked` is the conversation."""
-    text = _plain(text)
+    text = plain(text)
     if not any(hint in text for hint in _HINTS):  # most texts have none, and the patterns are slow
         return None
-    known = _plain(f"{original}\n{asked}")
+    known = plain(f"{original}\n{asked}")
     for match in _SPEAKS.finditer(text):
         if match[0] not in known:
             return match[0].strip()
-    if _EDITING.search(_plain(asked)):
+    if _EDITING.search(plain(asked)):
         return None
     for match in _SPEAKS_WEAKLY.finditer(text):
         if match[0] not in known:
@@ -70,5 +69,10 @@ def self_reference(text: str, original: str, asked: str) -> str | None:
     return None
 
 
-def _plain(text: str) -> str:
+def _declines(text: str) -> bool:
+    return _REFUSES.search(plain(text[:_REFUSES_EARLY])[:_REFUSES_EARLY]) is not None
+
+
+def plain(text: str) -> str:
+    """The text in small letters and with plain quotes."""
     return text.translate(_QUOTES).casefold()

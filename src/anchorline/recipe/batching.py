@@ -11,11 +11,12 @@ attempts included, and none of them knows.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from anchorline.errors import CircuitOpen, EndpointError, RecipeError
 from anchorline.llm.batch import run_batch
-from anchorline.llm.cache import RequestCache, is_hit, outcome_of
+from anchorline.llm.cache import RequestCache, is_hit, outcome_of, worth
+from anchorline.llm.costs import Ledger
 from anchorline.llm.keys import request_key
 from anchorline.llm.openai_http import OpenAIEndpoint
 from anchorline.llm.settings import EndpointSettings
@@ -25,7 +26,10 @@ from anchorline.recipe.context import RunContext
 from anchorline.recipe.desk import Desk, settings_of
 from anchorline.types import Failure, Pair
 
+T = TypeVar("T")
 PerRow = Callable[[Any], Awaitable[Pair | Failure]]
+Wrap = Callable[[str], Awaitable[Endpoint]]
+"""An endpoint by its name in the recipe, as a maker is given it."""
 
 
 class Owed(EndpointError):
@@ -37,8 +41,11 @@ class Owed(EndpointError):
 class Noting:
     """An endpoint that answers from the cache, and notes what it lacks."""
 
-    def __init__(self, model: str, settings: EndpointSettings, cache: RequestCache, *, retry_failed: bool) -> None:
+    def __init__(
+        self, model: str, settings: EndpointSettings, cache: RequestCache, ledger: Ledger, *, retry_failed: bool
+    ) -> None:
         self._model, self._settings, self._cache, self._retry_failed = model, settings, cache, retry_failed
+        self._ledger = ledger
         self.owed: list[Request] = []
 
     @property
@@ -50,6 +57,7 @@ class Noting:
         if stored is None or not is_hit(stored, request.max_tokens, retry_failed=self._retry_failed):
             self.owed.append(request)
             raise Owed("noted for the next batch")
+        self._ledger.hit(request.stage, *worth(request, stored))
         outcome = outcome_of(stored)
         if isinstance(outcome, EndpointError):
             raise outcome
@@ -60,9 +68,9 @@ async def by_batches(
     run: RunContext,
     desk: Desk,
     rows: Sequence[Any],
-    build: Callable[[Callable[[str], Awaitable[Endpoint]]], Awaitable[PerRow]],
+    build: Callable[[Wrap], Awaitable[Callable[[Any], Awaitable[T | Failure]]]],
     *,
-    on_result: Callable[[Pair | Failure], None],
+    on_result: Callable[[T | Failure], None],
 ) -> int:
     """The rows through the maker that `build` makes of endpoints; how many pairs there were.
 
@@ -74,9 +82,10 @@ async def by_batches(
     servers: dict[str, OpenAIEndpoint] = {}
     while True:
         noting: dict[str, Noting] = {}
+        used = Ledger()  # of this round: the last one finds all replies that are used
 
         async def endpoint(
-            name: str, noting: dict[str, Noting] = noting, retry_failed: bool = retry_failed
+            name: str, noting: dict[str, Noting] = noting, retry_failed: bool = retry_failed, used: Ledger = used
         ) -> Endpoint:
             settings = settings_of(run.recipe, name)
             if settings.runs_here:
@@ -85,15 +94,16 @@ async def by_batches(
                 )
             if name not in servers:
                 servers[name] = await desk.stack.enter_async_context(OpenAIEndpoint(settings))
-            noting[name] = Noting(servers[name].model, settings, desk.cache, retry_failed=retry_failed)
+            noting[name] = Noting(servers[name].model, settings, desk.cache, used, retry_failed=retry_failed)
             return noting[name]
 
-        results: list[Pair | Failure] = []
+        results: list[T | Failure] = []
         tally = await make(rows, await build(endpoint), on_result=results.append)
         owed = {name: noted.owed for name, noted in noting.items() if noted.owed}
         if not owed:
             for result in results:
                 on_result(result)
+            desk.ledger.stages = used.stages
             return tally.made
         came = 0
         for name, requests in owed.items():

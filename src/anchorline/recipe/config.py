@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,12 @@ from anchorline.evals.settings import EvalSettings
 from anchorline.llm.settings import BudgetSettings, EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs.settings import PairSettings
+from anchorline.textfile import read_text, yaml_problem
 from anchorline.train.config import TrainSettings
 
 MAX_BYTES = 1_000_000
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
+"""What is no key, whatever the setting."""
 
 
 class Prompts(BaseModel):
@@ -148,7 +152,9 @@ def override_setting(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"--set {override}: the value is not YAML ({_first(error)})") from error
+        # what is meant for the models may be a key
+        shown = f"{key}=…" if parts[0] == "llm" else override
+        raise RecipeError(f"--set {shown}: the value is not YAML ({yaml_problem(error)})") from error
     place = data
     for part in parts[:-1]:
         inner = place.get(part)
@@ -156,7 +162,8 @@ def override_setting(data: dict[str, Any], override: str) -> None:
             inner = {}
         if not isinstance(inner, dict):
             got = "a value that is not shown" if parts[0] == "llm" else repr(inner)
-            raise RecipeError(f"--set {override}: {part} is {got}, not a group of settings")
+            shown = f"{key}=…" if parts[0] == "llm" else override
+            raise RecipeError(f"--set {shown}: {part} is {got}, not a group of settings")
         place[part] = inner = dict(inner)
         place = inner
     place[parts[-1]] = value
@@ -167,7 +174,9 @@ def problem(error: ValidationError) -> str:
     first, *more = error.errors()
     place = ".".join(str(part) for part in first["loc"])
     # whatever stands among the models' settings by mistake may be a key
-    got = "a value that is not shown" if first["loc"][:1] == ("llm",) else _short(first.get("input"))
+    value = first.get("input")
+    hidden = first["loc"][:1] == ("llm",) and not _NUMBER.fullmatch(str(value))
+    got = "a value that is not shown" if hidden else _short(value)
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
     elif first["type"] == "value_error":
@@ -179,24 +188,13 @@ def problem(error: ValidationError) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    text = read_text(path, what="recipe", kind="YAML file", most=MAX_BYTES, error=RecipeError)
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(
-            f"{path}: cannot read the recipe ({error.strerror or error}); give the path of a YAML file"
-        ) from None
-    if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{path}: has {len(raw)} bytes, at most {MAX_BYTES} are read; is this a recipe?")
-    try:
-        data = yaml.safe_load(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is not YAML: {_first(error)}") from None
-    except (RecursionError, ValueError) as error:
-        raise RecipeError(f"{path}: is not YAML that can be read: {str(error)[:200]}") from None
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{path}: is not YAML: {yaml_problem(error)}") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise RecipeError(f"{path}: holds {_short(data)}, expected settings such as `model:` and `prompts:`")
+        raise RecipeError(f"{path}: holds {_kind(data)} at its top, expected settings such as `model:` and `prompts:`")
     return data
 
 
@@ -227,8 +225,10 @@ def _path_beside(keys: tuple[str, ...], value: Any, folder: Path) -> Any:
     return str(beside)
 
 
-def _first(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _kind(value: Any) -> str:
+    return {"list": "a list", "dict": "names that are no text", "NoneType": "nothing"}.get(
+        type(value).__name__, "one value"
+    )
 
 
 def _short(value: Any) -> str:

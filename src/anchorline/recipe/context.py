@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from anchorline.data import (
     answer_from_row,
@@ -55,6 +55,8 @@ class RunContext:
     ) -> None:
         """`run_id` is what the run's payments are kept under."""
         self.recipe, self.folder, self.progress, self.calls, self.id = recipe, folder, progress, calls, run_id
+        self.made: dict[str, Any] = {}
+        """What became of the rows of the makers that ran, by stage, for the manifest."""
         self._loaded: tuple[DtypeName, Loaded] | None = None
 
     def path(self, name: str) -> Path:

@@ -4,7 +4,7 @@ What was answered is in the request cache, so making a set again (after a kill, 
 asks only for what is new. The makers are async and a stage is not: the event loop begins and ends in this file.
 
 >>> make_set(run, "clair", stage="pairs", target="pairs.jsonl")  # doctest: +SKIP
-Made(pairs=290, failures=[...], costs={'revise': {'calls': 300, ...}})
+Made(pairs=290, failures=[...], counts={'maker': 'clair', 'rows': 300, ...})
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ from anchorline.judge import (
     style_judge,
     style_scorer,
 )
+from anchorline.llm.cache import worth
 from anchorline.llm.costs import estimate
+from anchorline.llm.keys import request_key
 from anchorline.llm.settings import EndpointSettings
+from anchorline.llm.types import Endpoint, Reply, Request
 from anchorline.pairs import (
     Chooser,
     ask_models,
@@ -56,7 +59,8 @@ from anchorline.pairs import (
 from anchorline.recipe.batching import PerRow, by_batches
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.desk import Desk, costs, open_desk, settings_of
+from anchorline.recipe.counts import SAMPLED, Counts
+from anchorline.recipe.desk import Desk, open_desk, settings_of
 from anchorline.style import Style
 from anchorline.types import Answer, Failure, Pair, Prompt
 
@@ -69,15 +73,15 @@ CANDIDATES = "candidates.jsonl"
 
 
 class Made(NamedTuple):
-    """How many pairs were written, the rows that fell out, and what the run has paid so far, by what it was for."""
+    """How many pairs were written, the rows that fell out, and what became of all rows, at which cost, as JSON."""
 
     pairs: int
     failures: list[Failure]
-    costs: dict[str, dict[str, Any]]
+    counts: dict[str, Any]
 
 
 def make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
-    """Make a set of pairs into the file `target`, whole or not at all.
+    """Make a set of pairs into the file `target`, whole or not at all; a set without a pair is no file.
 
     Raises:
         BudgetReached, CircuitOpen, KeyRefused: what was answered is kept, and the same call goes on from there.
@@ -130,8 +134,19 @@ def check_style(recipe: Recipe, maker: str) -> None:
         raise RecipeError("prompts.unstyled works with maker clair and reviser rules only; leave it out")
 
 
+def check_templates(recipe: Recipe, maker: str) -> None:
+    """Raise a UserError where a prompt template of the user's own, which the maker would use, cannot be used."""
+    pairs, asked = recipe.pairs, needed_endpoints(recipe, maker)
+    if pairs.prompt and "reviser" in asked:
+        user_template(pairs.prompt)
+    if pairs.judge_prompt and "judge" in asked:
+        slots = score.SLOTS if pairs.judge_mode == "score" else pairwise.SLOTS
+        load_template(pairs.judge_prompt, slots=slots)
+
+
 async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
     failures: list[Failure] = []
+    counts = Counts(maker)
     file = run.path(target)
     partial = file.with_name(file.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +155,7 @@ async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> 
     waiting: list[dict[str, Any]] = []
 
     def take(result: Pair | Failure, advance: Callable[[int], None]) -> None:
+        counts.add(result)
         if isinstance(result, Pair):
             waiting.append(pair_to_row(result))
             if len(waiting) >= CHUNK:
@@ -152,10 +168,13 @@ async def _make_set(run: RunContext, maker: str, *, stage: str, target: str) -> 
     async with open_desk(run) as desk:
         with run.progress.task(f"pairs: {maker}", total=count_rows(run, maker), unit="rows") as advance:
             tally = await _through(run, maker, desk, rows_of(run, maker), lambda result: take(result, advance))
-        paid = costs(desk.cache, run.id)
+        cost = desk.ledger.total()
     append_jsonl(partial, waiting)
-    partial.replace(file)
-    return Made(tally, [replace(failure, stage=stage) for failure in failures], paid)
+    if tally:
+        partial.replace(file)
+    else:
+        partial.unlink()
+    return Made(tally, [replace(failure, stage=stage) for failure in failures], counts.row(cost))
 
 
 async def _through(
@@ -294,28 +313,65 @@ async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
                 results.append(result)
                 advance(1)
 
-            await make(part, await per_row(run, maker, desk.endpoint), on_result=take)
-        spent = _spent_by_row(desk, [row.id for row in part])
+            spent = _sampled(desk, maker, [row.id for row in part])
+
+            async def priced(name: str) -> Endpoint:
+                return _Priced(await desk.endpoint(name), desk, settings_of(run.recipe, name), spent)
+
+            await make(part, await per_row(run, maker, priced), on_result=take)
     kept = wilson(sum(isinstance(result, Pair) for result in results), len(results))
     return {
         "maker": maker,
         "rows": total,
         "pilot": len(part),
-        "tokens": _estimate([tokens for tokens, _ in spent], total),
-        "usd": None if any(usd is None for _, usd in spent) else _estimate([usd or 0.0 for _, usd in spent], total),
+        "tokens": _estimate([amount.tokens for amount in spent.values()], total),
+        "usd": None
+        if any(a.usd is None for a in spent.values())
+        else _estimate([a.usd or 0.0 for a in spent.values()], total),
         "kept": kept._asdict(),
         "failures": _kinds(results),
     }
 
 
-def _spent_by_row(desk: Desk, ids: Sequence[str]) -> list[tuple[int, float | None]]:
-    """Tokens and dollars of each row's replies, whenever they were paid for."""
+class _Spent(NamedTuple):
+    tokens: int
+    usd: float | None
+
+    def plus(self, tokens: int, usd: float | None) -> _Spent:
+        return _Spent(self.tokens + tokens, None if usd is None or self.usd is None else self.usd + usd)
+
+
+class _Priced:
+    """An endpoint that writes down what each row's replies cost, whenever they were paid for."""
+
+    def __init__(self, endpoint: Endpoint, desk: Desk, settings: EndpointSettings, spent: dict[str, _Spent]) -> None:
+        self._endpoint, self._cache, self._spent = endpoint, desk.cache, spent
+        self._extra = {} if settings.runs_here else settings.extra_body
+
+    @property
+    def model(self) -> str:
+        return self._endpoint.model
+
+    async def complete(self, request: Request) -> Reply:
+        reply = await self._endpoint.complete(request)
+        stored = self._cache.get(request_key(self.model, request, self._extra))
+        if stored is not None:
+            self._spent[request.row] = self._spent[request.row].plus(*worth(request, stored))
+        return reply
+
+
+def _sampled(desk: Desk, maker: str, ids: Sequence[str]) -> dict[str, _Spent]:
+    """Tokens and dollars of the policy's answers that the maker takes, by row."""
+    found = {id: _Spent(0, 0.0) for id in ids}
     query = (
-        "SELECT row, coalesce(sum(prompt_tokens), 0) + coalesce(sum(completion_tokens), 0),"
-        " CASE WHEN count(usd) = count(*) THEN sum(usd) END FROM requests WHERE error IS NULL GROUP BY row"
+        "SELECT stage, row, coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0), usd FROM requests"
+        " WHERE error IS NULL AND stage IN ('sample', 'resample')"
     )
-    found = {row: (int(tokens), usd) for row, tokens, usd in desk.cache.read(query)}
-    return [found.get(id, (0, 0.0)) for id in ids]
+    for stage, row, tokens, usd in desk.cache.read(query):
+        id = row.rpartition("#")[0] if stage == "resample" else row
+        if stage in SAMPLED[maker] and id in found:
+            found[id] = found[id].plus(int(tokens), usd)
+    return found
 
 
 def _estimate(amounts: Sequence[float], total: int) -> dict[str, float]:

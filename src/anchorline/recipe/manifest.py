@@ -57,6 +57,8 @@ class Manifest(BaseModel):
     counts: dict[str, int] = {}
     costs: dict[str, Any] = {}
     """Calls, tokens and US dollars by what they were for, over all resumes; dollars are null where a price is unknown."""
+    makers: dict[str, Any] = {}
+    """What became of each maker's rows, by stage: pairs, failures, replies, verdicts, costs."""
     stages: dict[str, StageRecord] = {}
 
 

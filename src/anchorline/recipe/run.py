@@ -31,8 +31,9 @@ from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.progress import SILENT, Progress
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
+from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_style, needed_endpoints, pilot
+from anchorline.recipe.making import check_style, check_templates, needed_endpoints, pilot
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -87,7 +88,9 @@ def run(
         manifest.anchorline, manifest.versions = anchorline.__version__, versions()
         manifest.stages = {s.name: manifest.stages[s.name] for s in STAGES if s.name in manifest.stages}
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        with replacing(folder / "recipe.yaml") as temporary:
+        place = recipe_file(folder, manifest, maker)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary:
             temporary.write_text(text, encoding="utf-8")
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
@@ -115,6 +118,14 @@ def try_out(
                 bring_up_to_date(stage, context, manifest)
         write_manifest(folder, manifest)
         return pilot(context, maker or recipe.pairs.maker, rows)
+
+
+def recipe_file(folder: Path, manifest: Manifest, maker: Maker | None) -> Path:
+    """Where the resolved recipe goes. What a set is made with beside pairs that are there must not become their recipe: the
+    next command on the folder would make them anew.
+    """
+    beside = maker is not None and not {"pairs", "given"}.isdisjoint(manifest.stages)
+    return folder / SETS / str(maker) / "recipe.yaml" if beside else folder / "recipe.yaml"
 
 
 def match_sets(folder: Path) -> dict[str, int]:
@@ -162,6 +173,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     for maker in makers:
         check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
         check_style(context.recipe, maker)
+        check_templates(context.recipe, maker)
     sampled = names & {"sample", "resample"}
     if sampled and context.recipe.llm.policy is not None:
         check_endpoints(context.recipe, ["policy"])
@@ -205,10 +217,11 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
     finally:
         record.seconds = round(record.seconds + time.monotonic() - started, 2)
         record.peak_rss_gib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+        manifest.makers |= context.made
+        manifest.costs = paid_so_far(context, manifest)
         write_manifest(folder, manifest)
     keep_failures(folder, stage.name, failures)
     manifest.machine |= machine()
-    manifest.costs = paid_so_far(context)
     record.outputs = {name: content_hash(folder / name) for name in stage.outputs if (folder / name).exists()}
     record.status = "done"
     manifest.counts |= {
@@ -218,8 +231,11 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
     write_manifest(folder, manifest)
 
 
-def paid_so_far(context: RunContext) -> dict[str, Any]:
-    """What the run has paid for, by what for; with all of it, and for each kept pair."""
+def paid_so_far(context: RunContext, manifest: Manifest) -> dict[str, Any]:
+    """What the run has paid for, by what for; with all of it, and for each kept pair of each set.
+
+    A pair's part: the calls of its maker, and the policy's answers that the maker took; not what other sets cost.
+    """
     file = cache_file(context.recipe, context.folder)
     if not file.is_file():
         return {}
@@ -230,9 +246,12 @@ def paid_so_far(context: RunContext) -> dict[str, Any]:
     tokens = sum(cost["prompt_tokens"] + cost["completion_tokens"] for cost in by_stage.values())
     dollars = [cost["usd"] for cost in by_stage.values()]
     usd = None if None in dollars else sum(dollars)
-    kept = len(read_appended(context.path("pairs.jsonl")).rows)
-    a_pair = {"tokens": tokens / kept, "usd": None if usd is None else usd / kept} if kept else None
-    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": a_pair}
+    kept = {}
+    for stage, made in manifest.makers.items():
+        sampled = [by_stage[name] for name in SAMPLED[made["maker"]] if name in by_stage]
+        parts = [{"tokens": cost["prompt_tokens"] + cost["completion_tokens"], "usd": cost["usd"]} for cost in sampled]
+        kept[stage] = a_pair([*parts, *([made["costs"]] if "costs" in made else [])], made["pairs"])
+    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": kept}
 
 
 def versions() -> dict[str, str]:

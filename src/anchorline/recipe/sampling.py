@@ -1,18 +1,20 @@
 """The policy's answers from a server (vLLM, say): through the request cache, so that no prompt is asked twice.
 
->>> ask_policy(run, run.prompts("prompts.jsonl"), "answers.jsonl")  # doctest: +SKIP
+>>> ask_policy(run, run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")  # doctest: +SKIP
 []
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from anchorline.data import answer_to_row
 from anchorline.judge import Sampling
-from anchorline.llm.types import Endpoint
+from anchorline.llm.types import Endpoint, SampleSettings
 from anchorline.pairs import make
+from anchorline.recipe.batching import Wrap, by_batches
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.desk import open_desk
 from anchorline.types import Answer, Failure, Prompt
@@ -20,18 +22,21 @@ from anchorline.types import Answer, Failure, Prompt
 STAGE = "sample"
 
 
-def ask_policy(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
+def ask_policy(
+    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str = STAGE
+) -> list[Failure]:
     """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one."""
-    return asyncio.run(_ask_all(run, prompts, name))
+    return asyncio.run(_ask_all(run, prompts, asked, name, stage))
 
 
-async def _ask_all(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
-    asked = run.recipe.sample
+async def _ask_all(
+    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str
+) -> list[Failure]:
+    served = run.need(run.recipe.llm.policy, "llm.policy")
     how = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p)
     answers: list[Answer] = []
     failures: list[Failure] = []
     async with open_desk(run) as desk:
-        policy = await desk.endpoint("policy")
         with run.progress.task(
             f"answers: {name.removesuffix('.jsonl')}", total=len(prompts), unit="answers"
         ) as advance:
@@ -43,16 +48,25 @@ async def _ask_all(run: RunContext, prompts: list[Prompt], name: str) -> list[Fa
                     answers.append(result)
                 advance(1)
 
-            await make(prompts, lambda prompt: _ask(prompt, policy, how), on_result=take)
+            if run.calls.batch and not served.runs_here:
+
+                async def build(wrap: Wrap) -> Callable[[Prompt], Awaitable[Answer | Failure]]:
+                    noted = await wrap("policy")
+                    return lambda prompt: _ask(prompt, noted, how, stage)
+
+                await by_batches(run, desk, prompts, build, on_result=take)
+            else:
+                policy = await desk.endpoint("policy")
+                await make(prompts, lambda prompt: _ask(prompt, policy, how, stage), on_result=take)
     run.write(name, answers, answer_to_row)
     return failures
 
 
-async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling) -> Answer | Failure:
+async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str) -> Answer | Failure:
     # "p1#2" is the third sample of p1: the same messages, told apart by their index
     index = prompt.id.rpartition("#")[2]
     request = how.request(
-        prompt.messages, row=prompt.id, stage=STAGE, index=int(index) if index.isdecimal() and "#" in prompt.id else 0
+        prompt.messages, row=prompt.id, stage=stage, index=int(index) if index.isdecimal() and "#" in prompt.id else 0
     )
     reply = await policy.complete(request)
     if reply.finish == "filter":

@@ -46,6 +46,7 @@ from anchorline.pairs import clair_pairs, no_pair
 from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
+from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
 from anchorline.recipe.manifest import content_hash
@@ -119,24 +120,34 @@ def _source(source: str | float | None) -> Any:
 
 
 def _sample(run: RunContext) -> list[Failure]:
-    failures = _answered(run, run.prompts("prompts.jsonl"), "answers.jsonl")
+    failures = _answered(run, run.prompts("prompts.jsonl"), run.recipe.sample, "answers.jsonl")
     unstyled = run.prompts("unstyled-prompts.jsonl")
     if unstyled:
-        failures += _answered(run, unstyled, "unstyled-answers.jsonl")
+        failures += _answered(run, unstyled, as_it_is(run.recipe.sample), "unstyled-answers.jsonl")
     return failures
+
+
+def as_it_is(settings: SampleSettings) -> SampleSettings:
+    """Sampling from the policy's own distribution, for answers that are to stay as likely as they are.
+
+    Imitating samples of that very distribution leaves it alone on average; samples of a lower temperature sharpen it.
+    """
+    return settings.model_copy(update={"temperature": 1.0, "top_p": 1.0})
 
 
 def _resample(run: RunContext) -> list[Failure]:
     first = run.prompts("prompts.jsonl")
     again = [replace(prompt, id=f"{prompt.id}#{n}") for n in range(1, run.recipe.pairs.samples) for prompt in first]
-    return _answered(run, again, MORE)
+    return _answered(run, again, run.recipe.sample, MORE, "resample")
 
 
-def _answered(run: RunContext, prompts: list[Prompt], name: str) -> list[Failure]:
+def _answered(
+    run: RunContext, prompts: list[Prompt], settings: SampleSettings, name: str, stage: str = "sample"
+) -> list[Failure]:
     """Let the policy answer, where it is; the rows without an answer."""
     if run.recipe.llm.policy is not None:
-        return ask_policy(run, prompts, name)
-    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, run.recipe.sample, name)
+        return ask_policy(run, prompts, settings, name, stage)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, settings, name)
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
 
 
@@ -172,19 +183,33 @@ def _pairs(run: RunContext, maker: Maker, target: str, stage: str) -> list[Failu
     run.release()
     if not (maker == "clair" and run.recipe.pairs.reviser == "rules"):
         made = make_set(run, maker, stage=stage, target=target)
+        run.made[stage] = made.counts
         if not made.pairs:
             keep_failures(run.folder, stage, made.failures)
-            raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path(target))
+            raise DataError(f"{no_pair(made.failures)}{_flips(made.counts)}; see failures.jsonl", file=run.path(target))
         return made.failures
     policy = run.policy_name
     made = clair_pairs(run.read("answers.jsonl", answer_from_row), run.style, policy=policy)
     if not made.pairs:
         keep_failures(run.folder, stage, made.failures)
         raise DataError(f"{no_pair(made.failures)}; see failures.jsonl", file=run.path("answers.jsonl"))
-    # where the style does not apply, the policy's own answer is the better one
-    other = clair_pairs(run.read("unstyled-answers.jsonl", answer_from_row), run.style, policy=policy)
-    run.write("pairs.jsonl", [*made.pairs, *map(_turned, other.pairs)], pair_to_row)
-    return [*made.failures, *other.failures]
+    # where the style does not apply, the policy's own answer is the better one; a set beside others has no such prompts
+    unstyled = run.read("unstyled-answers.jsonl", answer_from_row) if stage == "pairs" else []
+    other = clair_pairs(unstyled, run.style, policy=policy)
+    pairs, failures = [*made.pairs, *map(_turned, other.pairs)], [*made.failures, *other.failures]
+    run.write(target, pairs, pair_to_row)
+    counts = Counts("clair")
+    for result in (*pairs, *failures):
+        counts.add(result)
+    run.made[stage] = counts.row()
+    return failures
+
+
+def _flips(counts: dict[str, Any]) -> str:
+    judge = counts.get("judge")
+    if not judge or not judge["flips"]:
+        return ""
+    return f"; the judge's verdict turned with the order of the answers in {judge['flips']} of {judge['judged']} comparisons"
 
 
 def _turned(pair: Pair) -> Pair:

@@ -30,6 +30,8 @@ def write_summary(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "pairs": len(read_appended(folder / "pairs.jsonl").rows),
         "failures": len(read_appended(folder / "failures.jsonl").rows),
         "sets": {n.removeprefix("sets/"): count for n, count in manifest.counts.items() if n.startswith("sets/")},
+        "makers": manifest.makers,
+        "costs": manifest.costs,
         "objective": recipe.train.objective,
         "seconds": {name: record.seconds for name, record in manifest.stages.items()},
         "peak_rss_gib": max((record.peak_rss_gib for record in manifest.stages.values()), default=0.0),

@@ -28,6 +28,7 @@ from anchorline.report.charts import is_number
 from anchorline.report.diff import visible
 from anchorline.report.figures import MISSING, duration, number, objective_text, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
+from anchorline.report.making import making, usd
 
 Saved = Literal["adapter", "whole"]
 """What lies in `model/`: a PEFT adapter, or all weights."""
@@ -70,6 +71,9 @@ def build_card(data: ReportData, *, saved: Saved | None, merged: bool = False) -
             data=data,
             summary=summary,
             manifest=mapping(data.manifest),
+            making=making(mapping(data.manifest)),
+            by_rules=_by_rules(recipe),
+            maker=mapping(recipe.get("pairs")).get("maker") or "clair",
             style=style,
             rules=list(_rules(data)),
             recipe=recipe,
@@ -155,6 +159,12 @@ def _rules(data: ReportData) -> Iterator[_Rule]:
         yield _Rule(name, mapping(before.get(name)), mapping(after.get(name)), count)
 
 
+def _by_rules(recipe: Mapping[str, Any]) -> bool:
+    """Whether the style's own repairs wrote the chosen answers."""
+    pairs = mapping(recipe.get("pairs"))
+    return pairs.get("maker", "clair") == "clair" and pairs.get("reviser", "rules") == "rules"
+
+
 def _settings(recipe: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Dotted names and values of the settings that decide the outcome."""
     if "seed" in recipe:
@@ -197,7 +207,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "number": number, "duration": duration, "objective": objective_text}
-    environment.filters |= {"interval": _interval}
+    environment.filters |= {"interval": _interval, "usd": usd}
     environment.tests |= {"shown": is_number}
     return environment
 

@@ -89,11 +89,17 @@ def _models(origins: Sequence[Provenance]) -> Iterator[tuple[str, str, int]]:
         "stronger model": [origin.reviser if origin.maker == "stronger" else "" for origin in origins],
         "wrote chosen": [origin.details.get("chosen_model") for origin in origins],
         "wrote rejected": [origin.details.get("rejected_model") for origin in origins],
-        "judge": [origin.details.get("judge") for origin in origins],
+        "judge": [_judge(origin) for origin in origins],
     }
     for role, names in roles.items():
         for name, count in _counted(name for name in names if isinstance(name, str)):
             yield role, _public(name), count
+
+
+def _judge(origin: Provenance) -> Any:
+    """Who chose, or who looked a second time."""
+    meetings = origin.details.get("verdicts") or [{"verdict": origin.details.get("verdict")}]
+    return mapping(mapping(meetings[0]).get("verdict")).get("judge")
 
 
 def _public(name: str) -> str:

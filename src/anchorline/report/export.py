@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,11 @@ from anchorline.data import (
     write_pairs,
 )
 from anchorline.data.export import CARD
+from anchorline.errors import DataError
 from anchorline.measure import measure_pairs, summarise
 from anchorline.progress import SILENT, Progress
 from anchorline.report.data_card import CardFacts, build_data_card
-from anchorline.report.files import read_run_folder, write_page
+from anchorline.report.files import ReportData, read_run_folder, write_page
 
 
 class Exported(NamedTuple):
@@ -54,8 +56,9 @@ def export(
     stated = licence_id(licence)
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    run = read_run_folder(Path(source)) if Path(source).is_dir() else None
-    loaded = read_pairs(Path(source) / "pairs.jsonl" if run else source, strict=strict, layout=layout)
+    file_in, folder_in, stage = _origin(Path(source)) if Path(source).exists() else (source, None, "")
+    run = _of_stage(read_run_folder(folder_in), stage) if folder_in else None
+    loaded = read_pairs(file_in, strict=strict, layout=layout)
     texts = [(pair.chosen, pair.rejected) for pair in loaded.rows]
     rows = []
     with progress.task("measure", total=len(texts), unit="pairs") as advance:
@@ -64,8 +67,34 @@ def export(
             advance(1)
     measured = summarise(rows, touched=[pair.provenance.details.get("touched", []) for pair in loaded.rows])
     file = write_pairs(loaded.rows, folder, form=form)
-    name = (push_to_hub or (run.name if run else Path(source).stem)).rpartition("/")[2]
+    named = f"{run.name}{stage.removeprefix('pairs').replace(':', '-')}" if run else Path(source).stem
+    name = (push_to_hub or named).rpartition("/")[2]
     facts = CardFacts(name, stated, str(file.relative_to(folder)), loaded.rows, measured, run)
     card = write_page(folder / CARD, build_data_card(facts))
     address = push_folder(folder, push_to_hub, private=private) if push_to_hub else ""
     return Exported(len(loaded.rows), file, card, [str(problem) for problem in loaded.problems], address)
+
+
+def _origin(source: Path) -> tuple[str, Path | None, str]:
+    """The file of pairs, the run folder that it belongs to, and the stage that made it: `pairs`, or `pairs:MAKER` for a set."""
+    if source.is_dir():
+        sets = sorted(source.glob("sets/*/pairs.jsonl"))
+        if not (source / "pairs.jsonl").is_file() and sets:
+            raise DataError(
+                f"has no pairs of its own, but sets of makers; name one of them, such as {sets[0]}", file=source
+            )
+        return str(source / "pairs.jsonl"), source, "pairs"
+    run = source.resolve().parent.parent.parent
+    if source.resolve().parent.parent.name == "sets" and (run / "manifest.json").is_file():
+        return str(source), run, f"pairs:{source.resolve().parent.name}"
+    return str(source), None, ""
+
+
+def _of_stage(run: ReportData, stage: str) -> ReportData:
+    """The run without the failures of other sets of pairs."""
+    failures = run.failures
+    if failures is not None:
+        failures = [
+            row for row in failures if not str(row.get("stage", "")).startswith("pairs") or row.get("stage") == stage
+        ]
+    return replace(run, failures=failures)

@@ -22,6 +22,7 @@ from anchorline.report.charts import bucket_size, histogram, interval_plot, is_n
 from anchorline.report.diff import Diff, visible, word_diff
 from anchorline.report.figures import MISSING, duration, factor, number, objective_text, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
+from anchorline.report.making import making, share, usd
 from anchorline.report.training import displacement_rows, life_of, training_charts
 
 KEPT_SAMPLES, FAILED_SAMPLES, PAIR_SAMPLES = 4, 2, 3
@@ -50,6 +51,7 @@ def build_report(data: ReportData) -> str:
             data=data,
             summary=data.summary or {},
             manifest=data.manifest or {},
+            making=making(data.manifest or {}),
             style=data.style or {},
             rules=list(_rules(data.style or {})),
             samples=[_sample(row) for row in choose_samples(data.samples or ())],
@@ -91,6 +93,8 @@ def environment() -> Environment:
         "bar": share_bar,
         "signed": signed_bar,
         "factor": factor,
+        "usd": usd,
+        "share": share,
         "message": _message,
         "turns": _turns,
         "pretty": _pretty,

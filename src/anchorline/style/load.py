@@ -22,6 +22,7 @@ from anchorline.style.conflicts import refuse_conflicts
 from anchorline.style.rules import ORDER
 from anchorline.style.rules_python import Python
 from anchorline.style.style import Style
+from anchorline.textfile import read_text, yaml_problem
 
 MAX_BYTES = 1_000_000
 MAX_RULES = 100
@@ -32,22 +33,11 @@ def load_style(path: str | Path, *, trust_code: bool = False) -> Style:
 
     `trust_code` lets rules of kind `python` import and run the functions that they name.
     """
+    text = read_text(path, what="style", kind="YAML file", most=MAX_BYTES, error=StyleError)
     try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise StyleError(
-            f"{path}: cannot read the style ({error.strerror or error}); give the path of a YAML file"
-        ) from error
-    if len(raw) > MAX_BYTES:
-        raise StyleError(f"{path}: the style has {len(raw)} bytes, at most {MAX_BYTES} are read; is this a style?")
-    try:
-        data = yaml.safe_load(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise StyleError(f"{path}: not UTF-8 text (byte {error.start}); save the style as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise StyleError(f"{path}: not YAML: {_yaml_problem(error)}") from error
-    except (RecursionError, ValueError) as error:
-        raise StyleError(f"{path}: not YAML that can be read: {_first_line(error)}") from error
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise StyleError(f"{path}: is not YAML: {yaml_problem(error)}") from error
     return parse_style(data, trust_code=trust_code, source=str(path))
 
 
@@ -113,12 +103,6 @@ def _rule_name(data: Mapping[str, Any], index: Any) -> str:
             if isinstance(given.get(key), str):
                 return reprlib.repr(given[key])
     return f"number {index + 1}"
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return _first_line(error)
 
 
 def _first_line(what: object) -> str:

@@ -1,0 +1,64 @@
+r"""Closing remarks: what a reviser says about its edit below a revision that no end marker ends.
+
+Where the end marker is there, what stands behind it is no part of the revision. Where it lacks, a remark would be learnt as
+the answer's last paragraph, so such a reply is not used.
+
+>>> closing_remark("Hold it for ten seconds.\n\n**Explanation of changes:** the time was wrong.", "Press it.", "How?")
+'explanation of changes:'
+>>> closing_remark("Hold it for ten seconds.\n\n**Explanation:** it takes that long to restart.", "Press it.", "How?")
+"""
+
+from __future__ import annotations
+
+import re
+
+from anchorline.pairs.phrases import plain
+
+_LOOKED_AT = 4
+"""Paragraphs from the end that a remark is looked for in; never the first one."""
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
+
+_EDITS = r"(?:changes?|edits?|revisions?|corrections?|modifications?|adjustments?)"
+_DID = (
+    r"(?:kept|preserved|retained|maintained|changed|corrected|fixed|removed|replaced|adjusted|modified|made|tightened|"
+    r"clarified|dropped|shortened|trimmed|simplified|edited|added|aimed|focused|avoided)"
+)
+_I_DID = rf"\bi(?:'ve| have)? (?:(?:only|just|also|mainly|mostly|deliberately|primarily) )?{_DID}\b"
+_SURELY = re.compile(
+    rf"^\W{{0,8}}(?:(?:key|main|notable|summary of|explanation of|explanation for|overview of|list of|notes? on|about) )?"
+    rf"(?:the )?{_EDITS}(?: (?:made|applied|explained|summary))?\W{{0,4}}(?::|\n|$)"
+    rf"|^\W{{0,8}}(?:what|why)(?: i(?:'ve)?| has| was| were)? (?:changed|edited|revised)\b"
+    rf"|^\W{{0,8}}why (?:this|these) (?:works?|{_EDITS}|version)\b"
+    rf"|^\W{{0,8}}(?:teacher )?(?:reasoning|rationale|justification)(?: for {_EDITS})?\W{{0,4}}:"
+    rf"|^\W{{0,8}}(?:note|explanation|comment)s?\W{{1,6}}(?:[^.\n]{{0,60}} )?{_I_DID}"
+)
+"""Said of an edit and of nothing else. A heading counts at the start of a paragraph."""
+_PERHAPS = re.compile(
+    rf"{_I_DID}[^.\n]{{0,100}}\b(?:structure|wording|tone|phrasing|sentences?|paragraphs?|exclamation|{_EDITS}|guideline|"
+    rf"style|answer|response|original|text)\b"
+    r"|\b(?:(?:this|the above) version|(?:this|the) (?:edit|revision|rewrite)) (?:now |still |also |only )?"
+    r"(?:keeps|fixes|corrects|addresses|"
+    r"removes|drops|is|maintains|preserves|improves|meets|follows|adheres)\b"
+    rf"|\bthe (?:edits|revisions|corrections) (?:are|were|keep|aim|focus)\b|\bminimal {_EDITS}\b"
+    r"|\b(?:this|the above) (?:answer|response) (?:is now|now|still keeps|keeps|preserves|retains|maintains)\b"
+    r"|\b(?:further|more|other|additional) (?:edits|revisions)\b"
+)
+"""Said of code or of a user's own text as well: no sign where changing something is what was asked for."""
+_CHANGING = re.compile(
+    r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|improv|correct|proofread|polish|draft|fix|refactor|modif|debug|"
+    r"chang|shorten|summar|translat)"
+)
+
+
+def closing_remark(text: str, original: str, asked: str) -> str | None:
+    """The words with which one of the last paragraphs speaks of the edit, if one does. What the original says is none."""
+    paragraphs = _PARAGRAPH.split(text.strip())[1:][-_LOOKED_AT:]
+    known = plain(f"{original}\n{asked}")
+    patterns = (_SURELY,) if _CHANGING.search(plain(asked)) else (_SURELY, _PERHAPS)
+    for paragraph in map(plain, paragraphs):
+        for pattern in patterns:
+            found = pattern.search(paragraph)
+            said = found[0].strip(" \t\r\n*_#>-—–(") if found else ""
+            if found and said.rstrip(":*_ \n") not in known:
+                return said
+    return None

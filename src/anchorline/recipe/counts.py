@@ -1,0 +1,92 @@
+"""What became of a maker's rows: pairs and failures by kind, what revisers replied, how the judge judged, what it cost.
+
+>>> counts = Counts("clair")
+>>> counts.add(Failure("a1", "pairs", "identical", "the answer as it was"))
+>>> counts.row()["failures"]
+{'identical': 1}
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from anchorline.llm.costs import Cost
+from anchorline.types import Failure, Pair
+
+SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
+"""The stages that asked the policy for the answers that a maker takes."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of one making of a set; `row` is JSON for the manifest."""
+
+    maker: str
+    pairs: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    replies: Counter[str] = field(default_factory=Counter)
+    """The parser's statuses of all replies of a reviser, first and further attempts."""
+    gates: Counter[str] = field(default_factory=Counter)
+    """Gates that a reply did not pass, whatever became of the row."""
+    asked_again: int = 0
+    """Rows that were asked for more than once."""
+    judge: Counter[str] = field(default_factory=Counter)
+
+    def add(self, result: Pair | Failure) -> None:
+        """One row's end."""
+        details = result.provenance.details if isinstance(result, Pair) else result.details
+        if isinstance(result, Pair):
+            self.pairs += 1
+        else:
+            self.failures[result.kind] += 1
+        attempts = details.get("attempts") or ()
+        self.asked_again += len(attempts) > 1
+        for attempt in attempts:
+            self.replies[attempt["status"]] += 1
+            self.gates.update(kind for kind in attempt["faults"] if kind != attempt["status"])
+        for verdict in _verdicts(details):
+            self.judge["judged"] += 1
+            self.judge["ties"] += verdict["winner"] == "tie"
+            self.judge["flips"] += verdict["flip"]
+
+    def row(self, cost: Cost | None = None) -> dict[str, Any]:
+        """The counts as JSON. The cost is that of every reply in use, whenever it was paid for."""
+        rows = self.pairs + self.failures.total()
+        found: dict[str, Any] = {"maker": self.maker, "rows": rows, "pairs": self.pairs}
+        found["failures"] = dict(self.failures.most_common())
+        if self.replies:
+            found |= {"replies": dict(self.replies.most_common()), "gates": dict(self.gates.most_common())}
+            found["asked_again"] = self.asked_again
+        if self.judge:
+            found["judge"] = {name: self.judge[name] for name in ("judged", "ties", "flips")}
+        if cost is not None and (cost.calls or cost.hits):
+            tokens, usd = cost.tokens + cost.hit_tokens, _sum(cost.usd, cost.hit_usd)
+            found["costs"] = {"calls": cost.calls + cost.hits, "tokens": tokens, "usd": usd}
+        return found
+
+
+def _verdicts(details: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "verdict" in details:
+        yield details["verdict"]
+    for meeting in details.get("verdicts") or ():
+        yield meeting["verdict"]
+
+
+def a_pair(costs: list[Mapping[str, Any]], pairs: int) -> dict[str, Any] | None:
+    """What one of so many kept pairs took of these costs; None where there is no pair. Unknown dollars stay unknown.
+
+    >>> a_pair([{"tokens": 30, "usd": 0.5}, {"tokens": 10, "usd": None}], 4)
+    {'tokens': 10.0, 'usd': None}
+    """
+    if not pairs:
+        return None
+    dollars = [cost["usd"] for cost in costs]
+    usd = None if None in dollars else sum(dollars) / pairs
+    return {"tokens": sum(cost["tokens"] for cost in costs) / pairs, "usd": usd}
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
