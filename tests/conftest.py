@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest_socket
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client, which reads it once
+_REFERENCES = tempfile.TemporaryDirectory()
+os.environ["ANCHORLINE_REFERENCE_CACHE"] = _REFERENCES.name  # no test leaves some in the user's cache folder
 
 UNIT = Path(__file__).parent / "unit"
 sys.path.append(str(UNIT))  # the model tier plays with the unit tier's toys, also when it is run alone
@@ -29,6 +32,12 @@ def no_sockets(request: pytest.FixtureRequest):
     pytest_socket.disable_socket(allow_unix_socket=True)
     yield
     pytest_socket.enable_socket()
+
+
+@pytest.fixture(autouse=True)
+def references_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No test finds the reference log-probs of another."""
+    monkeypatch.setenv("ANCHORLINE_REFERENCE_CACHE", str(tmp_path / "reference"))
 
 
 @pytest.fixture(autouse=True, scope="module")

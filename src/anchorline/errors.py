@@ -19,6 +19,7 @@
     ├── BudgetReached          the run's limit of money or tokens; it ends the run cleanly
     ├── CircuitOpen            an endpoint that goes on failing; it ends the run cleanly
     ├── TrainingError          training that cannot go on (a loss that is not a number)
+    ├── EndedElsewhere         another process of the run failed first, and has said why; nothing is printed
     └── MissingExtra           a part that is not installed, with the command that installs it; also an ImportError
 
 A message says what was got, what was expected, and what to do.
@@ -136,6 +137,10 @@ class CircuitOpen(AnchorlineError):
 
 class TrainingError(AnchorlineError, RuntimeError):
     """Training that cannot go on."""
+
+
+class EndedElsewhere(AnchorlineError):
+    """Another process of the same run failed before this one, and has said why."""
 
 
 class MissingExtra(AnchorlineError, ImportError):

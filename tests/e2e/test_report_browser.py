@@ -41,10 +41,21 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     helper = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "report_folder.py"))
     folder = helper["build_run_folder"](tmp_path_factory.mktemp("run"), held_out=12, pairs=20)
     for name in ("pairs.jsonl", "failures.jsonl", "evals/answers.jsonl", "evals/drift.json", "evals/style.json",
-                 "measure.json", "manifest.json"):  # fmt: skip
+                 "train/diagnostics.json", "measure.json", "manifest.json"):  # fmt: skip
         path = folder / name
         text = path.read_text(encoding="utf-8")
-        for word in ("parcel", "unchanged", "repair", "greeting", "Write a short", "cpu", "torch", "Harbour", "f0"):
+        for word in (
+            "parcel",
+            "unchanged",
+            "repair",
+            "greeting",
+            "Write a short",
+            "cpu",
+            "torch",
+            "Harbour",
+            "f0",
+            "a17",
+        ):
             text = text.replace(word, json.dumps(word + HOSTILE)[1:-1])
         path.write_text(text, encoding="utf-8")
     (folder / "recipe.yaml").write_text(f"name: {HOSTILE}\n", encoding="utf-8")
@@ -104,7 +115,7 @@ def test_the_page_follows_the_readers_dark_mode(browser: Browser, report: Path) 
 
 def test_charts_are_drawn_and_links_lead_to_their_sections(browser: Browser, report: Path) -> None:
     page, _ = opened(browser, report)
-    assert page.locator("svg.chart").count() == 13
+    assert page.locator("svg.chart").count() == 16
     for box in (chart.bounding_box() for chart in page.locator("svg.chart").all()):
         assert box is not None and box["width"] > 250 and box["height"] > 100
     page.get_by_role("navigation").get_by_role("link", name="Drift").click()

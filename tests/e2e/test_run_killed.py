@@ -43,7 +43,7 @@ class KilledAt:
 
     @contextmanager
     def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             if label.startswith(self.label) and count:
                 self.left -= count
                 if self.left <= 0:
@@ -58,6 +58,7 @@ def child(folder: Path, progress: KilledAt | None, touches: int | None) -> None:
 
     torch.set_num_threads(1)
     os.chdir(folder)
+    os.environ["ANCHORLINE_REFERENCE_CACHE"] = str(folder / "reference")  # the server that forks has an older one
     if touches is not None:
         left = [touches]
 
@@ -117,7 +118,10 @@ def assert_same(one: Path, other: Path) -> None:
     assert weights[0].keys() == weights[1].keys()
     for key in weights[0]:
         assert (weights[0][key] == weights[1][key]).all(), key
-    steps = [[{**row, "seconds": 0} for row in lines(folder / "train" / "metrics.jsonl")] for folder in (one, other)]
+    steps = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in lines(folder / "train" / "metrics.jsonl")]
+        for folder in (one, other)
+    ]
     assert steps[0] == steps[1] and len(steps[0]) > 1
     tables = [pyarrow.parquet.read_table(folder / "train" / "pairs.parquet").to_pylist() for folder in (one, other)]
     assert tables[0] == tables[1] and tables[0]

@@ -1,32 +1,24 @@
-"""The trainer and real processes: one that is killed with SIGKILL, and two that train together."""
+"""The trainer and real processes: one that is killed with SIGKILL, and two that train together, whole or sharded."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from test_train_run import ROWS, metrics, pairs, same, settings
-from test_train_toys import PAD, save_tiny, template
-from transformers import TrainingArguments
+from child_of_launcher import CASES, FIVE
+from peft import PeftModel
+from test_train_run import ROWS, logps_of, metrics, pairs, same, settings, weights
+from test_train_toys import save_tiny
+from transformers import AutoModelForCausalLM
 
-from anchorline.llm.models import load
-from anchorline.train.attention import PACKED
-from anchorline.train.reference import reference_logps
 from anchorline.train.run import train
-from anchorline.train.tokenise import tokenise
-from anchorline.train.trainer import AnchoredTrainer, TrainingData
 
 pytestmark = pytest.mark.model
 
@@ -85,96 +77,99 @@ def test_a_training_killed_with_sigkill_continues_to_the_same_end(model, tmp_pat
     assert len(pairs(tmp_path / "killed")) == 120
 
 
-STEP = """
-import sys
-from pathlib import Path
-import torch.distributed
-from test_engine_processes import one_step
-one_step(sys.argv[1], Path(sys.argv[2]), rows=2)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()  # else gloo's threads may still run when the interpreter ends, which aborts
-"""
+# ---- two processes ---------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+KINDS = {"ddp": ("cpu-ddp.yaml",), "fsdp2": ("fsdp2.yaml", "--num_processes", "2")}
 
 
-def one_step(model: str, folder: Path, *, rows: int) -> None:
-    """Save the gradients of one step over four pairs, `rows` of them in this process.
-
-    The step is plain gradient descent at a rate of 1: the weights' change is the gradient.
-    """
-    for kind in ("lora", "full"):
-        network: Any = load(model, dtype="float32").model
-        network.set_attn_implementation(PACKED)
-        examples = tokenise(ROWS[:4], template(), max_tokens=99, overlong="drop").examples
-        found = reference_logps(network, examples, folder / "reference", key="k", packed=True, pad=PAD)
-        # not the policy's own, so that the pairs weigh differently
-        reference = {key: logp + 3.0 * (number % 3) for number, (key, logp) in enumerate(found.items())}
-        if kind == "lora":
-            torch.manual_seed(0)
-            network = get_peft_model(network, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=rows,
-            max_steps=1,
-            optim="sgd",
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            max_grad_norm=0,
-            use_cpu=True,
-            logging_steps=1,
-            save_strategy="no",
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            report_to="none",
-        )
-        assert arguments.world_size == 4 // rows
-        trainer = AnchoredTrainer(
-            model=network,
-            args=arguments,
-            data=TrainingData(examples, reference),
-            settings=settings(),
-            pad=PAD,
-            folder=folder,
-            advance=lambda _: None,
-        )
-        before = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
-        trainer.train()
-        after = dict(network.named_parameters())
-        save_file({name: (p - after[name].detach()) for name, p in before.items()}, folder / f"{kind}.safetensors")
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def test_two_processes_take_the_step_that_one_takes(model, tmp_path):
-    folders = [tmp_path / name for name in ("rank-0", "rank-1", "alone")]
-    for folder in folders:
-        folder.mkdir()
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [
-        child(STEP, model, str(folders[rank]), RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in (0, 1)
-    ]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the Trainer's own, which `train` keeps quiet
-            one_step(model, folders[2], rows=4)
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=240)
-            assert rank.returncode == 0, errors[-3000:]
-    finally:
-        for rank in ranks:  # one whose partner failed would wait for it
-            rank.kill()
-            rank.communicate()
-    for kind in ("lora", "full"):
-        first, second, alone = (load_file(folder / f"{kind}.safetensors") for folder in folders)
-        assert first.keys() == alone.keys() and sum(float(g.norm()) for g in alone.values()) > 1
-        for name, gradient in alone.items():
-            assert torch.equal(first[name], second[name]), name
-            assert torch.allclose(first[name], gradient, rtol=1e-4, atol=1e-5), name
-    first, alone = (
-        [json.loads(line)["loss"] for line in (folders[i] / "metrics.jsonl").read_text().splitlines()] for i in (0, 2)
+def launch(kind: str, model: str, folder: Path, action: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of `child_of_launcher.py`, by the shipped configuration and the launcher as it is."""
+    config, *options = KINDS[kind]
+    script = Path(__file__).with_name("child_of_launcher.py")
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            str(ROOT / "configs" / "accelerate" / config),
+            "--main_process_port",
+            "0",
+            *options,
+            *map(str, (script, kind, model, folder, action)),
+        ],
+        env=ENVIRONMENT | ({"ACCELERATE_TORCH_DEVICE": "cpu"} if kind == "fsdp2" else {}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
-    assert first == pytest.approx(alone, abs=1e-5) and len(first) == 2
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory) -> Path:
+    """The cases in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for case in ("lora", "full", "accumulated"):
+        train(FIVE, model, CASES[case], folder / case)
+    return folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def together(request, model, tmp_path_factory) -> Path:
+    """The cases in two processes; of two equal trainings one was killed on the way."""
+    folder = tmp_path_factory.mktemp(request.param)
+    killed = launch(request.param, model, folder, "killed")
+    assert killed.returncode != 0 and (folder / "killed/train/checkpoint-6").is_dir() is False, killed.stderr[-3000:]
+    assert (folder / "killed/train/checkpoint-4").is_dir() and not (folder / "killed/model").exists()
+    done = launch(request.param, model, folder, "cases")
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert "terminate called" not in done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", ["lora", "full", "accumulated"])
+def test_two_processes_train_as_one_does(case, together, alone):
+    ours, theirs = metrics(together / case), metrics(alone / case)
+    assert len(ours) == len(theirs) == (2 if case == "accumulated" else 4)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+    # every pair once an epoch, and in the same step
+    both = [sorted((r["step"], r["epoch"], r["id"]) for r in pairs(folder / case)) for folder in (together, alone)]
+    assert both[0] == both[1] and len(both[0]) == 10
+    saved, expected = (weights(folder / case) for folder in (together, alone))
+    assert saved.keys() == expected.keys()
+    assert all(saved[name].shape == expected[name].shape for name in expected)
+
+
+def test_the_model_that_two_processes_saved_is_the_one_that_they_trained(together, alone, model):
+    """Adam divides rounding errors by themselves where a gradient is 0: compared through their use."""
+    for case in ("lora", "full"):
+        found, expected = (logps_of(loaded(folder / case / "model", model)) for folder in (together, alone))
+        moved = (expected - logps_of(loaded(None, model))).abs().mean()
+        assert (found - expected).abs().max() < 0.02 * moved
+
+
+def loaded(saved: Path | None, model: str) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(model)
+    if saved is None:
+        return base
+    if (saved / "adapter_config.json").exists():
+        return PeftModel.from_pretrained(base, str(saved))
+    return AutoModelForCausalLM.from_pretrained(saved)
+
+
+def test_two_killed_processes_continue_to_the_very_same_end(together):
+    same(together / "killed", together / "whole")
+    assert len(metrics(together / "whole")) == 9
+
+
+def test_an_error_of_one_process_ends_both_and_is_told_once(model, tmp_path):
+    ended = launch("ddp", model, tmp_path, "failing")
+    told = [line for line in ended.stderr.splitlines() if "error:" in line and "torch" not in line]
+    assert ended.returncode == 1 and told == ["error: the second process gives up"], ended.stderr[-3000:]
+    assert "anchorline/" not in ended.stderr, "a traceback of ours"

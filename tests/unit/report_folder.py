@@ -155,6 +155,7 @@ def build_run_folder(folder: Path, *, steps: int = 72, held_out: int = 60, pairs
     _write_rows(folder / "failures.jsonl", failures)
     _write(folder / "measure.json", _measure(pairs, chance))
     _write_rows(folder / "train" / "metrics.jsonl", [_step(index, steps, chance) for index in range(steps)])
+    _write(folder / "train" / "diagnostics.json", _diagnostics(pairs))
     _write(
         folder / "evals" / "style.json",
         {
@@ -364,9 +365,72 @@ def _step(index: int, steps: int, chance: random.Random) -> dict[str, Any]:
         "chosen_reward": round(chosen, 4),
         "rejected_reward": round(rejected, 4),
         "margin": round(chosen - rejected, 4),
+        **_quantiles("chosen_reward", chosen, 0.9 * learned + 0.02),
+        **_quantiles("rejected_reward", rejected, 1.3 * learned + 0.02),
+        "chosen_weight": round(1 - 0.62 * learned, 3),
+        "rejected_weight": round(1 - 0.81 * learned, 3),
         "accuracy": round(min(1.0, 0.5 + 0.62 * learned), 3),
         "both_fell": round(max(0.0, 0.12 - done * 0.3), 3),
         "seconds": 2.5,
+    }
+
+
+def _quantiles(name: str, middle: float, width: float) -> dict[str, float]:
+    at = {"p10": -1.3, "p25": -0.65, "p50": 0.05, "p75": 0.7, "p90": 1.2}
+    return {f"{name}_{key}": round(middle + width * place, 4) for key, place in at.items()}
+
+
+def _diagnostics(pairs: int) -> dict[str, Any]:
+    def region(change: float, tokens: int) -> dict[str, Any]:
+        return {
+            "change_per_pair": change,
+            "change_per_token": round(change / tokens, 4) if tokens else None,
+            "tokens": pairs * tokens,
+            "pairs": pairs if tokens else 0,
+        }
+
+    stranded = [
+        {
+            "id": f"a{index}",
+            "step": 72 - index % 7,
+            "chosen_reward": -3.9 - index / 40,
+            "rejected_reward": -6.1,
+            "margin": 2.2,
+        }
+        for index in (17, 101)
+    ]
+    live = pairs - pairs // 3 - len(stranded)
+    return {
+        "start": {
+            "parameters": 4884480,
+            "all_parameters": 139399488,
+            "largest_reward": 0.0,
+            "reference_error": 0.000031,
+            "sample": 8,
+        },
+        "rows": pairs,
+        "life": {
+            "counts": {"won": pairs // 3, "live": live, "stranded": len(stranded)},
+            "won": [f"a{index}" for index in range(0, pairs, 3)][: pairs // 3],
+            "live": [],
+            "stranded": [row["id"] for row in stranded],
+        },
+        "stranded": stranded,
+        "displacement": {
+            "chosen": {
+                "prefix": region(0.0, 0),
+                "edited": region(35.2, 21),
+                "common": region(-1.4, 24),
+                "end": region(0.6, 1),
+            },
+            "rejected": {
+                "prefix": region(0.0, 0),
+                "edited": region(-47.1, 32),
+                "common": region(-2.2, 24),
+                "end": region(-0.3, 1),
+            },
+        },
+        "weight_left": {"chosen": 0.41, "rejected": 0.2},
     }
 
 

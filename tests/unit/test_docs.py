@@ -207,13 +207,28 @@ def test_the_fields_of_a_run_are_described(tmp_path: Path) -> None:
 
 
 def test_the_fields_of_training_are_described() -> None:
+    from anchorline.measure.regions import REGIONS
     from anchorline.objectives.logps import AnswerLogps, PairLogps
     from anchorline.objectives.metrics import PairMetrics
-    from anchorline.train.trainer import step_metrics
+    from anchorline.train.diagnostics import diagnose, step_metrics
+    from anchorline.train.gate import Start
+    from anchorline.train.records import CHANGES
 
-    columns = {*PairMetrics._fields, *PairLogps._fields, *AnswerLogps._fields}
+    columns = {
+        *PairMetrics._fields,
+        *PairLogps._fields,
+        *AnswerLogps._fields,
+        *CHANGES,
+        "chosen_weight",
+        "rejected_weight",
+    }
+    columns |= {change.replace("_change", "_tokens") for change in CHANGES}
     assert columns - section("train/pairs.parquet") == set()
-    assert set(step_metrics([dict.fromkeys(columns, 1.0)])) - section("train/metrics.jsonl") == set()
+    record = {"id": "a", "state": "live", **dict.fromkeys(columns, 1.0)}
+    assert set(step_metrics([record])) - section("train/metrics.jsonl") == set()
+    found = diagnose([record])
+    fields = {*found, *found["life"], *found["displacement"], *found["displacement"]["chosen"]["end"], *Start._fields}
+    assert fields - section("train/diagnostics.json") == set() and len(CHANGES) == 2 * len(REGIONS)
 
 
 def test_the_fields_of_evaluation_are_described() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tiny_chat import STYLE, write_rows
 
 HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets", "pandas", "plotly", "numpy", "pyarrow", "jinja2")
-COMMANDS = ("run", "sample", "pairs", "measure", "export", "train", "eval", "report")
+COMMANDS = ("run", "sample", "pairs", "measure", "export", "train", "score", "eval", "report")
 ASK_FOR_HELP = f"""
 import sys
 import anchorline.cli.main as main

@@ -309,6 +309,19 @@ def test_half_precision_is_taken_where_the_hardware_has_it_or_where_it_is_asked_
     assert pick_device(asked) == expected
 
 
+@pytest.mark.parametrize(("half", "fast"), [(19.0, False), (110.0, False), (125.1, True), (900.0, True)])
+def test_a_cpu_multiplies_bfloat16_where_that_was_measured_to_be_clearly_faster(half, fast, monkeypatch):
+    monkeypatch.setattr(device, "product_speeds", lambda: device.Products(100.0, half))
+    assert device.cpu_multiplies_bf16() is fast
+
+
+def test_both_formats_are_measured_once_and_can_be_told():
+    device.product_speeds.cache_clear()
+    assert device.measured_products() is None
+    assert min(speeds := device.product_speeds()) > 0.1 and device.product_speeds() is speeds
+    assert device.measured_products() == speeds._asdict()
+
+
 def test_half_precision_that_a_gpu_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)

@@ -58,8 +58,11 @@ class Engines:
             text = f"Box {hashed(loaded, prompt, settings, seed)} left."
             yield [Answer(prompt.id, prompt.messages, text, "stop")]
 
-    def train(self, rows: Any, model: str, settings: Any, folder: Path, *, seed: int, progress: Any) -> Trained:
-        trained = hashed(rows, settings.model_copy(update={"save_steps": 1}), seed)
+    def train(
+        self, rows: Any, model: str, settings: Any, folder: Path, *, heldout: Any, seed: int, progress: Any
+    ) -> Trained:
+        unseen = {"save_steps": 1, "save_total_limit": 1, "reference_cache": None}
+        trained = hashed(rows, heldout if settings.arguments else None, settings.model_copy(update=unseen), seed)
         (folder / "train").mkdir(exist_ok=True)
         (folder / "model").mkdir(exist_ok=True)
         write_jsonl(folder / "train" / "metrics.jsonl", [{"step": 1, "loss": 1.0, "trained": trained}])
@@ -174,6 +177,9 @@ SETTINGS = {
     "train.merge=true": TRAINED,
     "train.dtype=bfloat16": ["sample", *TRAINED],
     "train.save_steps=3": ["report"],
+    "train.save_total_limit=3": ["report"],
+    "train.reference_cache=elsewhere": ["report"],
+    "train.arguments.optim=sgd": ["train", "evaluate", "report"],
     "eval.max_new_tokens=9": ["baseline", "evaluate", "report"],
     "eval.dtype=bfloat16": ["baseline", "evaluate", "report"],
     "eval.temperature=0.5": ["baseline", "evaluate", "report"],

@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from test_train_toys import PAD, SIZES, VOCABULARY, example, llama, random_example, relative, tiny
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -27,13 +31,13 @@ from anchorline.train.attention import PACKED
 from anchorline.train.forward import (
     check_forward,
     example_logps,
-    output_head,
     packed_logps,
     packed_token_logps,
     plain_attention,
     plain_logps,
 )
 from anchorline.train.layout import pack
+from anchorline.train.output import output_head
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
 """On the norm of the difference, as a share of the norm of what is compared."""
@@ -264,22 +268,38 @@ def test_another_prompt_changes_both_of_its_branches_and_no_other_pair(packed_mo
     assert same.tolist() == [[False, False], [True, True], [True, True]]
 
 
-def test_a_branch_sends_no_gradient_into_another(packed_model):
+@pytest.mark.parametrize("kind", ["llama", "sliding window", "lora", "checkpointing"])
+@pytest.mark.parametrize("branch", range(6))
+def test_a_branch_hears_its_prompt_and_itself_and_nothing_else(branch, kind):
+    """d(rejected log-prob)/d(embeddings of the chosen answer) is exactly 0, the reverse too, and of every other pair."""
+    model: Any = tiny()
+    if kind == "sliding window":
+        model = tiny(MistralConfig(**SIZES, sliding_window=4), MistralForCausalLM)
+    embed = model.get_input_embeddings()
+    if kind == "lora":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    model.set_attn_implementation(PACKED)
+    if kind == "checkpointing":
+        model.train()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     row = pack(PAIRS)
     states: list[torch.Tensor] = []
-    hook = packed_model.model.embed_tokens.register_forward_hook(
-        lambda module, inputs, out: states.append(out.detach().requires_grad_()) or states[0]
-    )
-    try:
-        packed_logps(packed_model, row)[1].backward()  # the first pair's rejected answer
-    finally:
-        hook.remove()
-    assert states[0].grad is not None
-    heard = states[0].grad.abs().sum(-1)[0] > 0
-    pair = row.layout[0]
-    # its last token is predicted, and predicts nothing
-    expected = [*range(pair.prompt_end), *range(pair.ends[0], pair.ends[1] - 1)]
-    assert heard.nonzero().squeeze(-1).tolist() == expected
+    embed.register_forward_hook(lambda module, inputs, out: states.append(out.detach().requires_grad_()) or states[0])
+    packed_logps(model, row)[branch].backward()
+    assert states[0].grad is not None and torch.equal(states[0][0].detach(), embed.weight[row.tokens[0]].detach())
+    heard = states[0].grad.abs().sum(-1)[0]
+    pair, side = row.layout[branch // 2], branch % 2
+    first = (pair.prompt_end, *pair.ends)[side]
+    expected = {
+        *range(pair.start, pair.prompt_end),
+        *range(first, pair.ends[side] - 1),
+    }  # the last token predicts nothing
+    silent = [i for i in range(len(heard)) if i not in expected]
+    assert heard[silent].tolist() == [0.0] * len(silent)
+    if kind == "sliding window":  # what lies far back is not heard either
+        assert heard[sorted(expected)].count_nonzero() > 0
+    else:
+        assert bool((heard[sorted(expected)] > 0).all())
 
 
 # ---- the head is lent, not taken ---------------------------------------------------------------------------------
@@ -313,13 +333,67 @@ def test_a_wrapper_is_called_and_not_passed_by(packed_model):
     assert torch.equal(packed_logps(wrapped, row), packed_logps(packed_model, row)) and wrapped.calls == 1
 
 
-def test_a_head_that_is_more_than_a_matrix_is_refused():
-    model = tiny(llama(tie_word_embeddings=False))
-    model.lm_head = torch.nn.Linear(32, VOCABULARY, bias=True)
-    with pytest.raises(ModelError, match=r"not a plain matrix; set train\.forward to plain"):
-        output_head(model)
-    adapted: Any = get_peft_model(tiny(llama(tie_word_embeddings=False)), LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(ModelError, match=r"train\.forward"):
+def linear_head_with_bias() -> Any:
+    model = tiny(llama(tie_word_embeddings=False), dtype=torch.float64)
+    model.lm_head = torch.nn.Linear(32, VOCABULARY, bias=True, dtype=torch.float64)
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+def adapted_head(model: Any, **changes: Any) -> Any:
+    config = {"r": 3, "target_modules": ["lm_head", "q_proj"], "init_lora_weights": False, "lora_alpha": 5.0}
+    return get_peft_model(model, LoraConfig(**config | changes)).double()
+
+
+HEADS = {
+    "bias": linear_head_with_bias,
+    "lora": lambda: adapted_head(tiny(llama(tie_word_embeddings=False), dtype=torch.float64)),
+    "lora under a bias": lambda: adapted_head(linear_head_with_bias()),
+    "trained whole beside an adapter": lambda: adapted_head(
+        tiny(llama(tie_word_embeddings=False), dtype=torch.float64),
+        target_modules=["q_proj"],
+        modules_to_save=["lm_head"],
+    ),
+    "soft cap": lambda: tiny(
+        Gemma3TextConfig(**SIZES, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=3.0), Gemma3ForCausalLM
+    ),
+    "factor": lambda: tiny(CohereConfig(**SIZES, logit_scale=0.3), CohereForCausalLM),
+    "divisor": lambda: tiny(GraniteConfig(**SIZES, logits_scaling=7.0), GraniteForCausalLM),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_of_every_kind_give_the_plain_log_probs_and_gradients(kind):
+    model = HEADS[kind]()
+    gradients = check(model, CASES["several pairs"])
+    if "lora" in kind:
+        assert any("lm_head.lora_B" in name and g.abs().sum() > 0 for name, g in gradients.items())
+    if kind == "trained whole beside an adapter":
+        assert gradients["base_model.model.lm_head.modules_to_save.default.weight"].abs().sum() > 0
+    if hasattr(model, "disable_adapter"):
+        with torch.no_grad(), model.disable_adapter():
+            off = {how: example_logps(model, PAIRS, packed=how, pad=PAD) for how in (False,)}
+            model.set_attn_implementation(PACKED)
+            assert relative(example_logps(model, PAIRS, packed=True, pad=PAD), off[False]) < 1e-10
+            model.set_attn_implementation("sdpa")
+
+
+def test_all_scores_of_a_head_are_the_models(packed_model):
+    for kind, make in HEADS.items():
+        model = make()
+        tokens = torch.tensor([[5, 6, 7]])
+        states = []
+        head = output_head(model)
+        hook = head.module.register_forward_pre_hook(lambda _, inputs, states=states: states.append(inputs[0]))
+        with torch.no_grad():
+            expected = model(tokens).logits[0]
+            hook.remove()
+            assert relative(head.logits(states[0][0]), expected.float()) < 1e-5, kind
+
+
+def test_an_adapter_on_the_head_that_is_no_plain_lora_is_refused():
+    adapted = adapted_head(tiny(llama(tie_word_embeddings=False)), use_dora=True, init_lora_weights=True)
+    with pytest.raises(ModelError, match=r"no plain LoRA; set train\.forward to plain"):
         output_head(adapted)
 
 

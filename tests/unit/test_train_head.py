@@ -10,7 +10,7 @@ from test_train_toys import relative
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorline.train import head
-from anchorline.train.head import token_logps
+from anchorline.train.head import Scores, token_logps
 
 
 def made_up(tokens: int, *, width: int = 6, vocabulary: int = 11, dtype=torch.float64, seed: int = 0):
@@ -70,6 +70,35 @@ def test_gradcheck(learns, monkeypatch):
         "both": (lambda h, w: token_logps(h, w, targets), (hidden, weight)),
     }
     assert torch.autograd.gradcheck(*functions[learns])
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("how", [Scores(), Scores(0.4), Scores(1.0, 1.5), Scores(0.7, 2.0)], ids=str)
+def test_gradcheck_with_bias_adapter_factor_and_cap(how, frozen, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK", 2)
+    hidden, weight, _ = made_up(5, width=3, vocabulary=4)
+    small, up, _ = made_up(5, width=2, vocabulary=4, seed=1)
+    bias = torch.linspace(-1, 1, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 0, 3, 1, 0])
+    inputs = [hidden, weight, small, up, bias]
+    if frozen:
+        inputs = [x if x is hidden or x is small else x.detach() for x in inputs]
+
+    def ours(h, w, x, u, b):
+        return token_logps(h, w, targets, bias=b, more=((x, u),), how=how)
+
+    products = (hidden @ weight.T + small @ up.T + bias) * how.factor
+    scores = products if how.cap is None else how.cap * torch.tanh(products / how.cap)
+    expected = scores.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    assert torch.allclose(ours(*inputs), expected, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(ours, inputs)
+
+
+def test_an_adapter_is_trained_and_the_frozen_matrix_under_it_is_not():
+    hidden, weight, targets = made_up(5)
+    small, up, _ = made_up(5, width=2, seed=1)
+    token_logps(hidden, weight.detach(), targets, more=((small, up),)).sum().backward()
+    assert weight.grad is None and up.grad is not None and small.grad is not None and hidden.grad is not None
 
 
 def test_a_frozen_head_gets_no_gradient():

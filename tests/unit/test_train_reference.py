@@ -31,18 +31,18 @@ def model() -> Any:
 def asked(monkeypatch) -> list[tuple[int, ...]]:
     """Every response that the model was asked about."""
     responses: list[tuple[int, ...]] = []
-    forward = reference.example_logps
+    forward = reference.example_token_logps
 
     def watched(model, examples, **keywords):
         responses.extend(r for e in examples for r in e.responses)
         return forward(model, examples, **keywords)
 
-    monkeypatch.setattr(reference, "example_logps", watched)
+    monkeypatch.setattr(reference, "example_token_logps", watched)
     return responses
 
 
 def compute(model, examples, folder, *, packed=True):
-    return reference_logps(model, examples, folder, key="k", packed=packed, pad=PAD)
+    return reference_logps(model, examples, folder, key="k", packed=packed, tokens_per_row=64, pad=PAD)
 
 
 def test_every_answer_has_the_log_prob_of_the_plain_forward(model, tmp_path):
@@ -56,14 +56,16 @@ def test_every_answer_has_the_log_prob_of_the_plain_forward(model, tmp_path):
     assert plainly == pytest.approx(table, rel=1e-5)
 
 
-def test_a_second_objective_asks_for_nothing(model, tmp_path, asked):
+def test_a_second_objective_asks_for_nothing(model, tmp_path, asked, monkeypatch):
     first = compute(model, EXAMPLES, tmp_path)
     assert len(asked) == 40
+    monkeypatch.setattr(reference, "_verify", lambda *_, **__: None)
     asked.clear()
     assert compute(model, EXAMPLES[::-1], tmp_path) == first and asked == []
 
 
-def test_only_the_owed_responses_are_computed(model, tmp_path, asked):
+def test_only_the_owed_responses_are_computed(model, tmp_path, asked, monkeypatch):
+    monkeypatch.setattr(reference, "_verify", lambda *_, **__: None)
     first = compute(model, EXAMPLES[:5], tmp_path)
     asked.clear()
     rows = [
@@ -80,30 +82,35 @@ def test_only_the_owed_responses_are_computed(model, tmp_path, asked):
 
 def test_the_file_of_another_reference_is_not_used(model, tmp_path, asked):
     compute(model, EXAMPLES[:2], tmp_path)
-    reference_logps(model, EXAMPLES[:2], tmp_path, key="other", packed=True, pad=PAD)
+    reference_logps(model, EXAMPLES[:2], tmp_path, key="other", packed=True, tokens_per_row=64, pad=PAD)
     assert len(asked) == 8
 
 
 def test_the_key_depends_on_each_of_its_parts():
     keys = {
-        reference_key(m, dtype=d, forward=f) for m in "ab" for d in ("float32", "bfloat16") for f in ("packed", "plain")
+        reference_key(m, arithmetic=a, forward=f)
+        for m in "ab"
+        for a in ("cpu float32 float32", "cpu float32 bfloat16")
+        for f in ("packed", "plain")
     }
     assert len(keys) == 8
 
 
 def test_a_torn_line_is_owed_again_and_the_file_heals(model, tmp_path, asked):
     first = compute(model, EXAMPLES[:3], tmp_path)
-    file = tmp_path / "k.jsonl"
+    (file,) = (tmp_path / "k").iterdir()
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-1]) + lines[-1][:-9])
     asked.clear()
     again = compute(model, EXAMPLES[:3], tmp_path)
-    assert len(asked) == 1 and again == pytest.approx(first, rel=1e-6)
-    assert {json.loads(line)["answer"] for line in file.read_text().splitlines()} == first.keys()
+    torn = EXAMPLES[2].responses[1]
+    assert asked.count(torn) == 1 and again == pytest.approx(first, rel=1e-6)
+    kept = [json.loads(line) for f in (tmp_path / "k").iterdir() if f != file for line in f.read_text().splitlines()]
+    assert [row["answer"] for row in kept] == [response_key(EXAMPLES[2].prompt, torn)]
 
 
 def test_a_killed_call_keeps_what_it_had(model, tmp_path, asked, monkeypatch):
-    forward, calls = reference.example_logps, []
+    forward, calls = reference.example_token_logps, []
 
     def killed(*args, **keywords):
         calls.append(1)
@@ -111,13 +118,14 @@ def test_a_killed_call_keeps_what_it_had(model, tmp_path, asked, monkeypatch):
             raise KeyboardInterrupt
         return forward(*args, **keywords)
 
-    monkeypatch.setattr(reference, "example_logps", killed)
+    monkeypatch.setattr(reference, "example_token_logps", killed)
     with pytest.raises(KeyboardInterrupt):
         compute(model, EXAMPLES, tmp_path)
-    monkeypatch.setattr(reference, "example_logps", forward)
+    monkeypatch.setattr(reference, "example_token_logps", forward)
+    monkeypatch.setattr(reference, "_verify", lambda *_, **__: None)
     asked.clear()
     compute(model, EXAMPLES, tmp_path)
-    assert len(asked) == 40 - 2 * reference.BATCH
+    assert len(asked) == 40 - 2 * 7  # three rows: 7, 7 and 6 examples of 8 tokens
 
 
 def test_a_damaged_model_is_an_error_and_leaves_no_line(model, tmp_path):
@@ -125,4 +133,56 @@ def test_a_damaged_model_is_an_error_and_leaves_no_line(model, tmp_path):
         model.model.norm.weight[0] = math.nan
     with pytest.raises(TrainingError, match="not finite"):
         compute(model, EXAMPLES[:2], tmp_path)
-    assert not (tmp_path / "k.jsonl").exists()
+    assert list((tmp_path / "k").iterdir()) == []
+
+
+# ---- shared by runs, and looked at before it is believed ------------------------------------------------------------
+
+
+def test_a_second_run_asks_again_for_a_few_only(model, tmp_path, asked):
+    compute(model, EXAMPLES, tmp_path)
+    asked.clear()
+    compute(model, EXAMPLES, tmp_path)
+    assert len(asked) == 2 * reference.SAMPLE
+
+
+@pytest.mark.parametrize("damage", [0.01, -30.0, math.nan])
+def test_kept_log_probs_of_another_model_are_an_error_that_says_what_to_delete(model, tmp_path, damage):
+    compute(model, EXAMPLES, tmp_path)
+    (file,) = (tmp_path / "k").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert min(abs(row["logp"]) for row in rows) > 1
+    write = [{**row, "logp": row["logp"] * (1 + damage) if damage == damage else 0.0} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in write))
+    with pytest.raises(TrainingError, match=rf"not this model's: row e has .* delete {tmp_path}/k and start again"):
+        compute(model, EXAMPLES, tmp_path)
+
+
+def test_what_other_rows_and_half_precision_round_otherwise_is_believed(model, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16):
+        compute(model, EXAMPLES, tmp_path)
+        compute(model, EXAMPLES[::-1], tmp_path)
+
+
+def test_two_runs_may_write_at_the_same_time(model, tmp_path, monkeypatch):
+    """The second begins and ends while the first is on its way."""
+    append, began = reference.append_jsonl, []
+
+    def meanwhile(file, rows):
+        append(file, rows)
+        if not began:
+            began.append(1)
+            compute(model, EXAMPLES, tmp_path)
+
+    monkeypatch.setattr(reference, "append_jsonl", meanwhile)
+    table = compute(model, EXAMPLES, tmp_path)
+    assert len(list((tmp_path / "k").iterdir())) == 2 and reference._kept(tmp_path / "k") == pytest.approx(table)
+
+
+def test_references_lie_where_the_recipe_or_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANCHORLINE_REFERENCE_CACHE", "/named/by/user")
+    assert str(reference.reference_folder("/in/recipe")) == "/in/recipe"
+    assert str(reference.reference_folder(None)) == "/named/by/user"
+    monkeypatch.delenv("ANCHORLINE_REFERENCE_CACHE")
+    monkeypatch.setenv("ANCHORLINE_CACHE", str(tmp_path))
+    assert reference.reference_folder(None) == tmp_path / "reference"

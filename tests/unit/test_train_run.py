@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
+import re
 import shutil
+import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +20,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_train_toys import PAD, SIZES, pair, save_tiny, template, tiny, tokenizer, words
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainerCallback
 
-from anchorline.errors import DataError, ModelError, TrainingError
+from anchorline.errors import DataError, ModelError, TrainingError, UserError
 from anchorline.train.config import LoraSettings, TrainSettings
 from anchorline.train.forward import plain_logps
 from anchorline.train.run import train
@@ -59,9 +62,9 @@ def settings(objective="apo_zero", **changes: Any) -> TrainSettings:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """One dict a step, without the clock."""
+    """One dict a step, without the clocks."""
     lines = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
 
 
 def pairs(folder: Path) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ def test_single_labelled_answers_train_too(objective, model, tmp_path):
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 def test_rewards_start_at_zero_in_half_precision_and_in_rows_unlike_the_references(lora, model, tmp_path):
-    train(ROWS, model, settings("dpo", lora=lora, dtype="bfloat16", pairs_per_step=6, pairs_per_row=2), tmp_path)
+    train(ROWS, model, settings("dpo", lora=lora, dtype="bfloat16", pairs_per_step=6, tokens_per_row=60), tmp_path)
     check_start(tmp_path, "dpo")
     first = next(row for row in pairs(tmp_path) if row["step"] == 1)
     exact = logps_of(AutoModelForCausalLM.from_pretrained(model))
@@ -155,7 +158,7 @@ def in_one_row(request, model, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pairs_per_row": 2}, {"forward": "plain"}, {"gradient_checkpointing": True}], ids=str
+    "changes", [{"tokens_per_row": 40}, {"forward": "plain"}, {"gradient_checkpointing": True}], ids=str
 )
 def test_rows_accumulation_checkpointing_and_the_plain_forward_change_nothing(changes, in_one_row, model, tmp_path):
     """Adam divides rounding errors by themselves where a gradient is 0, so the weights are compared through their use."""
@@ -165,7 +168,9 @@ def test_rows_accumulation_checkpointing_and_the_plain_forward_change_nothing(ch
     assert len(a) == len(b) == 4  # the second step of each epoch has one pair only
     for one, other in zip(a, b, strict=True):
         assert other | {"epoch": 0} == pytest.approx(one | {"epoch": 0}, rel=1e-3, abs=1e-3)
-    for one, other in zip(pairs(folder), pairs(tmp_path), strict=True):
+    for one, other in zip(
+        *(sorted(pairs(f), key=lambda r: (r["step"], r["id"])) for f in (folder, tmp_path)), strict=True
+    ):
         assert {k: other[k] for k in ("id", "step", "epoch")} == {k: one[k] for k in ("id", "step", "epoch")}
         assert other["policy_chosen"] == pytest.approx(one["policy_chosen"], rel=1e-3)
 
@@ -179,13 +184,14 @@ def test_gradient_checkpointing_computes_every_layer_twice(model, tmp_path, monk
     counts = []
     for name, checkpointing in (("a", False), ("b", True)):
         calls.clear()
-        train(ROWS, model, settings(epochs=1, pairs_per_step=6, gradient_checkpointing=checkpointing), tmp_path / name)
+        chosen = settings(gradient_checkpointing=checkpointing, reference_cache=str(tmp_path / f"{name}-reference"))
+        train(ROWS, model, chosen.model_copy(update={"epochs": 1, "pairs_per_step": 6}), tmp_path / name)
         counts.append(len(calls))
     assert counts[1] - counts[0] == 2 * (len(ROWS) * 2 + 1)  # layers; pairs, branches, and the row's opening
 
 
 def test_the_records_agree_with_each_other_and_hold_every_pair_once_an_epoch(model, tmp_path):
-    train(ROWS[:5], model, settings(pairs_per_row=2, epochs=3), tmp_path)
+    train(ROWS[:5], model, settings(tokens_per_row=40, epochs=3), tmp_path)
     rows = pairs(tmp_path)
     assert sorted((r["epoch"], r["id"]) for r in rows) == [(e, f"p{i}") for e in range(3) for i in range(5)]
     for line in metrics(tmp_path):
@@ -239,7 +245,7 @@ class KillAfter:
 
     @contextmanager
     def task(self, label: str, *, total: int, unit: str):
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             self.left -= count if label == "train" else 0
             if self.left <= 0:
                 raise Killed
@@ -254,8 +260,16 @@ def same(a: Path, b: Path) -> None:
     assert mine.keys() == other.keys() and all(torch.equal(mine[k], other[k]) for k in mine)
 
 
+@contextmanager
+def own_reference(folder: Path):
+    """Log-probs kept by another test came out of other rows, so they are rounded otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANCHORLINE_REFERENCE_CACHE", str(folder / "reference"))
+        yield
+
+
 INTERRUPTED = {
-    "lora": settings(pairs_per_step=2, pairs_per_row=1, save_steps=2, schedule="cosine", warmup=0.2),
+    "lora": settings(pairs_per_step=2, tokens_per_row=1, save_steps=2, schedule="cosine", warmup=0.2),
     "dropout, kto": settings("kto", pairs_per_step=2, save_steps=2, lora=LoraSettings(rank=4, dropout=0.2)),
     "full": settings("dpo", pairs_per_step=2, save_steps=2, lora=None),
 }
@@ -265,13 +279,15 @@ INTERRUPTED = {
 def uninterrupted(request, model, tmp_path_factory):
     """Settings, what `train` gave, and its folder."""
     chosen, folder = INTERRUPTED[request.param], tmp_path_factory.mktemp("whole")
-    return chosen, train(ROWS, model, chosen, folder), folder
+    with own_reference(folder):
+        return chosen, train(ROWS, model, chosen, folder), folder
 
 
 @pytest.fixture(scope="module")
 def with_lora(model, tmp_path_factory):
     chosen, folder = INTERRUPTED["lora"], tmp_path_factory.mktemp("whole")
-    train(ROWS, model, chosen, folder)
+    with own_reference(folder):
+        train(ROWS, model, chosen, folder)
     return chosen, folder
 
 
@@ -300,8 +316,11 @@ def test_a_checkpoint_that_a_kill_tore_is_not_continued_from(with_lora, model, t
     original = Trainer._save_optimizer_and_scheduler  # after the weights, before all else
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_save_optimizer_and_scheduler", killed)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill tidies nothing up
         train(ROWS, model, chosen, tmp_path)
-    assert {p.name for p in (tmp_path / "train").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert {p.name for p in (tmp_path / "train").glob("*checkpoint-*")} == {"checkpoint-2", ".checkpoint-writing"}
+    torn = {p.name for p in (tmp_path / "train/.checkpoint-writing/checkpoint-4").iterdir()}
+    assert "adapter_model.safetensors" in torn and "trainer_state.json" not in torn
     train(ROWS, model, chosen, tmp_path)
     same(tmp_path, whole)
 
@@ -348,6 +367,154 @@ def test_a_kill_while_it_tidies_up_loses_nothing(moment, with_lora, model, tmp_p
     same(tmp_path, whole)
 
 
+def test_as_many_checkpoints_are_kept_as_the_settings_say(model, tmp_path):
+    kept = []
+    look = At(5, lambda _: kept.extend(sorted(p.name for p in (tmp_path / "train").glob("*checkpoint-*"))))
+    chosen = settings(pairs_per_step=2, save_steps=1, save_total_limit=3)
+    train(ROWS, model, chosen, tmp_path, callbacks=[look])
+    assert kept == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+
+def test_no_checkpoint_goes_before_the_next_one_is_whole(model, tmp_path, monkeypatch):
+    there: list[list[str]] = []
+    rename = Path.rename
+
+    def watched(path, target):
+        if "checkpoint" in path.name:
+            there.append(sorted(p.name for p in (tmp_path / "train").glob("checkpoint-*")))
+            assert {"trainer_state.json", "optimizer.pt", "rng_state.pth"} <= {p.name for p in path.iterdir()}
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    train(ROWS, model, settings(pairs_per_step=2, save_steps=2), tmp_path)
+    assert there == [[], ["checkpoint-2"], ["checkpoint-4"]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_a_full_disk_is_one_clear_error_and_leaves_the_last_good_checkpoint(lora, model, tmp_path):
+    """A disk of its own, with room for one checkpoint and a half."""
+    chosen = settings(lora=lora, pairs_per_step=2, save_steps=2, arguments={"optim": "adamw_torch"})
+    whole = tmp_path / "whole"
+    train(ROWS, model, chosen, whole)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(disk)], check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+
+        def fill(_: Any) -> None:
+            one = sum(f.stat().st_size for f in (disk / "train/checkpoint-2").iterdir())
+            room = shutil.disk_usage(disk).free - one // 2
+            (disk / "other").write_bytes(bytes(room))
+
+        with pytest.raises(TrainingError) as told:
+            train(ROWS, model, chosen, disk, callbacks=[At(3, fill)])
+        assert re.fullmatch(
+            rf"the checkpoint of step 4 cannot be written in {disk}/train: .+ \(\d+ MiB are free there\); make room and "
+            "start the same command again: it continues from the newest checkpoint that is whole",
+            str(told.value),
+        ), told.value
+        assert [p.name for p in (disk / "train").glob("*checkpoint-*")] == ["checkpoint-2"]
+        (disk / "other").unlink()
+        train(ROWS, model, chosen, disk)
+        same(disk, whole)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # loaded weights are still mapped
+
+
+# ---- what the Trainer can do besides --------------------------------------------------------------------------------
+
+
+class At(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step, self.act = step, act
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.act(kwargs["model"])
+
+
+class Listening(TrainerCallback):
+    """Keeps what a logger would be told."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+def test_held_out_pairs_are_measured_during_training(model, tmp_path):
+    logger = Listening()
+    chosen = settings(pairs_per_step=6, epochs=3, arguments={"eval_strategy": "epoch", "eval_on_start": True})
+    heldout = [pair(i) for i in range(20, 27)]
+    train(ROWS, model, chosen, tmp_path, heldout=heldout, callbacks=[logger])
+    rows = [json.loads(line) for line in (tmp_path / "train/evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["loss"] == pytest.approx(1, abs=1e-4) and abs(rows[0]["margin"]) < 1e-4
+    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(tmp_path / "model"))
+    examples = tokenise(heldout, template(), max_tokens=100, overlong="drop").examples
+    with torch.no_grad():
+        gained = plain_logps(trained, examples, pad=PAD)
+        with trained.disable_adapter():
+            gained -= plain_logps(trained, examples, pad=PAD)
+    rewards = 0.1 * gained.reshape(-1, 2)
+    expected = (1 - rewards[:, 0].sigmoid() + rewards[:, 1].sigmoid()).mean()
+    assert rows[3]["loss"] == pytest.approx(float(expected), abs=1e-4)
+    assert rows[3]["accuracy"] == pytest.approx(float((rewards[:, 0] > rewards[:, 1]).float().mean()))
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3], "the evaluations are in a file of their own"
+    evaluated = [logs["eval_loss"] for logs in logger.logs if "eval_loss" in logs]
+    assert evaluated == [row["loss"] for row in rows]
+    assert [logs["margin"] for logs in logger.logs if "learning_rate" in logs] == [
+        r["margin"] for r in metrics(tmp_path)
+    ]
+
+
+def test_evaluation_does_not_change_the_training(model, tmp_path):
+    chosen = settings(lora=LoraSettings(rank=4, dropout=0.3))
+    train(ROWS, model, chosen, tmp_path / "a")
+    measured = chosen.model_copy(update={"arguments": {"eval_strategy": "steps", "eval_steps": 1}})
+    train(ROWS, model, measured, tmp_path / "b", heldout=[pair(9)])
+    a, b = (weights(tmp_path / name) for name in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_trainers_own_arguments_reach_it(model, tmp_path):
+    rates = {}
+    for name, more in {
+        "restarts": {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}},
+        "three steps": {"max_steps": 3},
+        "sgd": {"optim": "sgd"},
+    }.items():
+        made = train(ROWS, model, settings(pairs_per_step=2, arguments=more), tmp_path / name)
+        rates[name] = [row["learning_rate"] for row in metrics(tmp_path / name)]
+        assert made.steps == len(rates[name])
+    assert len(rates["three steps"]) == 3
+    assert rates["restarts"][3] == pytest.approx(2e-3) and rates["restarts"][2] < 1e-3
+    moved = [abs(pairs(tmp_path / name)[-1]["margin"]) for name in ("sgd", "restarts")]
+    assert 0 < moved[0] < moved[1] / 10, "plain gradient descent moves little at this rate"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"eval_stategy": "epoch"}, "has no such argument; did you mean eval_strategy?"),
+        ({"learning_rate": 1.0}, "train.arguments.learning_rate is decided by train.learning_rate; set that"),
+        ({"logging_steps": 5}, "is decided by nothing: each step is logged"),
+        ({"optim": "nonsense"}, "train.arguments: nonsense is not a valid OptimizerNames"),
+        ({"eval_strategy": "epoch"}, "eval_strategy wants held-out pairs, and there are none"),
+        ({"report_to": "wandb"}, "train.arguments: .*wandb"),
+    ],
+)
+def test_arguments_that_cannot_be_handed_through_are_one_line(given, told, model, tmp_path):
+    with pytest.raises(UserError, match=told) as error:
+        train(ROWS, model, settings(arguments=given), tmp_path)
+    assert "\n" not in str(error.value)
+
+
 # ---- what it leaves -------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +527,12 @@ def logps_of(network: Any) -> torch.Tensor:
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 def test_the_saved_model_loads_plainly_and_is_the_trained_one(lora, model, tmp_path):
     train(ROWS, model, settings(lora=lora, pairs_per_step=6, epochs=5, merge=lora is not None), tmp_path)
-    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["metrics.jsonl", "pairs.parquet"]
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == [
+        "arithmetic.json",
+        "diagnostics.json",
+        "metrics.jsonl",
+        "pairs.parquet",
+    ]
     base = AutoModelForCausalLM.from_pretrained(model)
     before = logps_of(base)
     if lora is None:

@@ -118,7 +118,7 @@ def test_pairs_and_labelled_answers_become_examples():
 
 # ---- length -------------------------------------------------------------------------------------------------------
 
-LONG = replace(pair(0), prompt=PROMPT, chosen=words(10), rejected=words(5))
+LONG = replace(pair(0), prompt=PROMPT, chosen=words(10), rejected=words(5, first=40))
 # prompt: <system> w w <end> <user> w w w <end> <assistant>; each answer one more token, its end of turn
 FIXED, CHOSEN, REJECTED = 10, 11, 6
 
@@ -150,10 +150,20 @@ def test_truncation_that_would_leave_no_answer_drops_the_row():
     assert examples == [] and failures[0].reason.endswith(", and the prompt alone fills it")
 
 
+def test_a_truncated_pair_whose_answers_become_the_same_is_dropped():
+    row = replace(LONG, chosen=words(8, first=11), rejected=words(8, first=11) + " w90 w91")
+    examples, failures = failures_of([row], max_tokens=FIXED + 8, overlong="truncate")
+    assert examples == [] and [(f.id, f.kind) for f in failures] == [("p0", "overlong")]
+    assert failures[0].reason.endswith(", and cut to it both answers are the same")
+    # one answer only cannot be the same as another
+    alone = Unpaired("u", row.prompt, row.chosen, True)
+    assert len(failures_of([alone], max_tokens=FIXED + 4, overlong="truncate")[0]) == 1
+
+
 @settings(max_examples=40)
 @given(limit=st.integers(8, 40), sizes=st.tuples(st.integers(1, 20), st.integers(1, 20)))
 def test_truncation_leaves_both_answers_whole_or_cuts_both(limit, sizes):
-    row = replace(LONG, chosen=words(sizes[0]), rejected=words(sizes[1]))
+    row = replace(LONG, chosen=words(sizes[0]), rejected=words(sizes[1], first=40))
     for one in failures_of([row], max_tokens=limit, overlong="truncate")[0]:
         assert one.longest <= limit
         whole = [len(response) == size + 1 for response, size in zip(one.responses, sizes, strict=True)]

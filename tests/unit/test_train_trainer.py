@@ -9,7 +9,7 @@ from test_train_toys import example
 from anchorline.objectives.logps import AnswerLogps, PairLogps
 from anchorline.objectives.table import loss
 from anchorline.train.tokenise import with_mismatched
-from anchorline.train.trainer import batch_logps, step_metrics
+from anchorline.train.trainer import batch_logps
 
 PAIRS = [example([1], [10], [20, 21]), example([2], [11, 12, 13], [22])]
 
@@ -58,16 +58,3 @@ def test_kto_sends_no_gradient_into_the_mismatched_branch(paired):
     borrowed = [label is None for e in mixed for label in e.labels]
     assert policy.grad is not None
     assert [g == 0 for g in policy.grad.tolist()] == borrowed
-
-
-def test_a_steps_numbers_are_means_over_its_pairs():
-    record = dict.fromkeys(("margin", "chosen_stuck", "rejected_stuck", "margin_stuck", "rejected_reward"), 0.0)
-    rows = [
-        record | {"chosen_reward": 1.0, "correct": True, "both_fell": False},
-        record | {"chosen_reward": 4.0, "correct": False, "both_fell": False},
-    ]
-    means = step_metrics(rows)
-    assert (means["chosen_reward"], means["accuracy"], means["both_fell"]) == (2.5, 0.5, 0.0)
-    answers = [{"reward": 1.0, "label": True}, {"reward": 3.0, "label": True}]
-    assert step_metrics(answers) == {"chosen_reward": 2.0, "rejected_reward": None}
-    assert step_metrics([]) == {}

@@ -17,6 +17,7 @@ from anchorline.cli.export import export
 from anchorline.cli.measure import measure
 from anchorline.cli.pairs import pairs
 from anchorline.cli.run import evaluate, report, run, sample, train
+from anchorline.cli.score import score
 
 app = typer.Typer(
     name="anchorline",
@@ -50,6 +51,7 @@ app.command()(pairs)
 app.command()(measure)
 app.command()(export)
 app.command()(train)
+app.command()(score)
 app.command("eval")(evaluate)
 app.command()(report)
 app.add_typer(cache, name="cache")

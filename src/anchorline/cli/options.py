@@ -113,15 +113,19 @@ def run_stage(
 
     def call() -> None:
         from anchorline.recipe import Calls, run
+        from anchorline.train.processes import joined, rank
 
-        recipe, folder = recipe_and_folder(source, overrides, out, data_setting=data_setting)
-        calls = Calls(retry_failed=retry_failed, batch=batch)
-        with progress() as shown:
-            summary = run(recipe, folder, upto=upto, maker=maker, calls=calls, progress=shown)
-        if maker:
-            print_set(summary, maker, str(folder), as_json=as_json)
-        else:
-            print_summary(summary, str(folder), as_json=as_json)
+        with joined():  # nothing, unless a launcher started several of us
+            recipe, folder = recipe_and_folder(source, overrides, out, data_setting=data_setting)
+            calls = Calls(retry_failed=retry_failed, batch=batch)
+            with progress(wanted=rank() == 0) as shown:
+                summary = run(recipe, folder, upto=upto, maker=maker, calls=calls, progress=shown)
+            if rank() > 0:
+                return
+            if maker:
+                print_set(summary, maker, str(folder), as_json=as_json)
+            else:
+                print_summary(summary, str(folder), as_json=as_json)
 
     words = ["anchorline", *command.split(), source]
     words += ["--retry-failed"] if retry_failed else []

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from anchorline.cli.options import Json, Model, Objective, Out, Set, run_stage, settings
+from anchorline.cli.plan import show_plan
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="The recipe's YAML file, or a run folder to bring up to date.")
@@ -85,21 +86,31 @@ def train(
     out: Out = None,
     model: Model = None,
     objective: Objective = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it would take: tokens, rows, steps, memory, time.")
+    ] = False,
     overrides: Set = None,
     strict: Strict = None,
     as_json: Json = False,
 ) -> None:
     """Train the policy on pairs: model/, train/metrics.jsonl, train/pairs.parquet.
 
+    With --plan, nothing is written: the data are counted, and two short rows are measured on the model.
+
     [bold]Examples[/bold]
 
       anchorline train recipes/harbour.yaml --objective dpo --out runs/dpo
 
       anchorline train pairs.jsonl --model embedded:smollm2-135m-instruct --set train.learning_rate=3e-4 --out runs/mine
+
+      anchorline train runs/harbour --plan
     """
+    given = settings(overrides, model=model, train__objective=objective, strict=strict)
+    if plan:
+        show_plan(source, given, out, as_json=as_json)
     run_stage(
         source,
-        settings(overrides, model=model, train__objective=objective, strict=strict),
+        given,
         out,
         upto="train",
         as_json=as_json,

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from anchorline.errors import AnchorlineError
-from anchorline.progress import SILENT, Progress
+from anchorline.errors import AnchorlineError, EndedElsewhere
+from anchorline.progress import SILENT, Advance, Progress
 
 
 def exit_code(call: Callable[[], None], *, again: str = "") -> int:
@@ -26,7 +26,8 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
     try:
         call()
     except AnchorlineError as error:
-        _complain(f"error: {error}")
+        if not isinstance(error, EndedElsewhere):
+            _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _complain(f"stopped; what is finished is kept{f'. Continue with: {again}' if again else ''}")
@@ -88,14 +89,15 @@ class _Shown:
         self.bars = bars
 
     @contextmanager
-    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Advance]:
         """A bar of its own; it stays when the task is over."""
         task = self.bars.add_task(label, total=total, unit=unit, rate="")
 
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "", /) -> None:
             self.bars.advance(task, count)
             speed = self.bars.tasks[task].speed
-            self.bars.update(task, rate=f"({speed:.1f}/s)" if speed and total > 1 else "")
+            rate = note or (f"{speed:.1f}/s" if speed and total > 1 else "")
+            self.bars.update(task, rate=f"({rate})" if rate else "")
 
         yield advance
 

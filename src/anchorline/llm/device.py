@@ -1,7 +1,8 @@
 """Where a model runs and in which number format.
 
-bfloat16 only where the hardware multiplies it: on a CPU without AMX or AVX512-BF16 it is several times *slower* than
-float32 (measured: 19 against 145 GFLOP/s on two AVX2 cores).
+bfloat16 only where the hardware multiplies it. A CPU is asked by a short measurement of both formats: without AMX or
+AVX512-BF16, bfloat16 is several times *slower* than float32 (19 against 145 GFLOP/s on two AVX2 cores), with them two to
+ten times faster, and a processor's flags do not say what its library makes of them.
 
 >>> pick_device("float32").dtype
 'float32'
@@ -9,6 +10,8 @@ float32 (measured: 19 against 145 GFLOP/s on two AVX2 cores).
 
 from __future__ import annotations
 
+import time
+from functools import cache
 from typing import Literal, NamedTuple
 
 from anchorline.errors import MissingExtra, ModelError
@@ -30,11 +33,12 @@ def pick_device(dtype: DtypeName = "auto") -> Device:
     except ImportError as error:
         raise MissingExtra("running a model", "train") from error
     cuda = torch.cuda.is_available()
-    fast = torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bf16()
-    name = "cuda" if cuda else "cpu"
-    if cuda and not fast and dtype == "bfloat16":
+    if cuda and dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise ModelError("dtype is bfloat16, but this CUDA device has none; set it to float32")
-    return Device(name, ("bfloat16" if fast else "float32") if dtype == "auto" else dtype)
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bf16()
+        dtype = "bfloat16" if fast else "float32"
+    return Device("cuda" if cuda else "cpu", dtype)
 
 
 def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
@@ -46,8 +50,36 @@ def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
     return "float32" if dtype == "auto" and pick_device("float32").name == "cpu" else dtype
 
 
+class Products(NamedTuple):
+    """How many GFLOP/s this CPU reaches in matrix products of each format."""
+
+    float32: float
+    bfloat16: float
+
+
 def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has matrix instructions for bfloat16."""
+    """Whether the CPU multiplies bfloat16 clearly faster than float32: else the better of two equals is the exact one."""
+    speeds = product_speeds()
+    return speeds.bfloat16 > 1.25 * speeds.float32
+
+
+def measured_products() -> dict[str, float] | None:
+    """The speeds by which a format was chosen, if they were measured in this process."""
+    return product_speeds()._asdict() if product_speeds.cache_info().currsize else None
+
+
+@cache
+def product_speeds() -> Products:
+    """Both formats in turn, the best of several each, so that a busy machine slows both: a tenth of a second."""
     import torch
 
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    rows, width = 256, 1024
+    products = [torch.ones(rows, width, dtype=d) for d in (torch.float32, torch.bfloat16)]
+    matrices = [torch.ones(width, width, dtype=x.dtype) for x in products]
+    best = [float("inf")] * 2
+    for _ in range(5):
+        for i, (x, matrix) in enumerate(zip(products, matrices, strict=True)):
+            start = time.perf_counter()
+            _ = x @ matrix
+            best[i] = min(best[i], time.perf_counter() - start)
+    return Products(*(round(2 * rows * width**2 / seconds / 1e9, 1) for seconds in best))

@@ -47,14 +47,18 @@ from anchorline.recipe.sources import read_answers, read_given, read_sources
 from anchorline.recipe.stages import (
     SETS,
     STAGES,
+    TRAIN,
     Stage,
     asks_models,
     keep_failures,
+    recipe_evaluates,
     remove_outputs,
     rivals,
     set_stage,
+    train_together,
 )
 from anchorline.recipe.summary import write_summary
+from anchorline.train.processes import joined, led, rank
 
 Summary = dict[str, Any]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "rapidfuzz", "pydantic")
@@ -74,10 +78,28 @@ def run(
     `maker` makes a set of pairs by that maker beside the run's own (in sets/MAKER), and matches the sets that are there.
     Everything that the recipe names is looked at first, so that a mistake leaves no folder behind.
 
+    Where a launcher has started several processes, each of them calls this: the first does everything, and the others
+    join it for the training.
+
     Raises:
         UserError: the recipe, a file that it names, the model or the run folder cannot be used.
 
     """
+    with joined():
+        if rank() > 0:
+            return _follow(recipe, folder)
+        summary = _lead(recipe, folder, upto=upto, maker=maker, calls=calls, progress=progress)
+        return led(lambda: summary)
+
+
+def _follow(recipe: Recipe, folder: Path) -> Summary:
+    """Train whenever the leading process does; its summary in the end."""
+    while (told := led(dict)) == TRAIN:
+        train_together(RunContext(recipe, folder))
+    return told
+
+
+def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls: Calls, progress: Progress) -> Summary:
     upto = set_stage(maker) if maker else upto
     stages = wanted_stages(recipe, upto)
     check(RunContext(recipe, folder, calls=calls), stages)
@@ -181,6 +203,15 @@ def check(context: RunContext, stages: list[Stage]) -> None:
         sampled = set()
     if (sampled or names & {"baseline", "train"}) and importlib.util.find_spec("torch") is None:
         raise MissingExtra("running a model", "train")
+    if "train" in names and context.recipe.train.arguments:
+        from anchorline.train.arguments import further_arguments
+
+        further_arguments(context.recipe.train.arguments)
+        if recipe_evaluates(context.recipe) and context.recipe.pairs.file is None:
+            raise RecipeError(
+                "train.arguments.eval_strategy wants held-out pairs, which come with `pairs.file` and `pairs.heldout`; "
+                "name a file of pairs, or leave it out (the evaluate stage measures after training)"
+            )
     if context.recipe.style and (makers or "evaluate" in names):
         _ = context.style
     if "prompts" in names:

@@ -8,7 +8,7 @@
     pairs      pairs.jsonl                      answers become pairs (or `given`: pairs are read from a file)
     pairs:clair, pairs:on_policy, …    sets/MAKER/pairs.jsonl    the same answers by one maker, beside the run's own pairs
     measure    measure.json                     how contrastive the pairs are
-    train      train/, reference/, model/
+    train      train/, model/
     evaluate   evals/*.json                     before against after
     report     report.html, README.md, summary.json
 
@@ -52,10 +52,13 @@ from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoint
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import ask_policy
 from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.train.processes import led
 from anchorline.types import Failure, Pair, Prompt, Unpaired
 
 SETS = "sets"
 """The folder of the makers' sets."""
+TRAIN = "train"
+"""What the leading process says to the others when all of them train."""
 
 
 class Stage(NamedTuple):
@@ -255,11 +258,25 @@ def _measure(run: RunContext) -> list[Failure]:
 
 
 def _train(run: RunContext) -> list[Failure]:
+    led(lambda: TRAIN)  # the other processes of this run wait for this word
+    return train_together(run)
+
+
+def train_together(run: RunContext) -> list[Failure]:
+    """Train with the pairs of the run folder; every process of the run calls it."""
     from anchorline.train.run import train
 
     run.release()
     recipe = run.recipe
-    trained = train(_trained_rows(run), run.model, recipe.train, run.folder, seed=recipe.seed, progress=run.progress)
+    trained = train(
+        _trained_rows(run),
+        run.model,
+        recipe.train,
+        run.folder,
+        heldout=run.read("evals/given-pairs.jsonl", pair_from_row),
+        seed=recipe.seed,
+        progress=run.progress,
+    )
     return trained.failures
 
 
@@ -318,8 +335,16 @@ def _style_settings(run: RunContext) -> dict[str, Any]:
 
 def _train_settings(run: RunContext) -> dict[str, Any]:
     settings = _model_settings(run, "train")
-    del settings["train"]["save_steps"]  # how often it may be interrupted, not what comes out
+    for name in ("save_steps", "save_total_limit", "reference_cache"):  # how it is interrupted, not what comes out
+        del settings["train"][name]
+    if recipe_evaluates(run.recipe):
+        settings["heldout"] = content_hash(run.path("evals/given-pairs.jsonl"))
     return settings
+
+
+def recipe_evaluates(recipe: Recipe) -> bool:
+    """Whether held-out pairs are measured during training."""
+    return recipe.train.arguments.get("eval_strategy", "no") != "no"
 
 
 def _evaluate_settings(run: RunContext) -> dict[str, Any]:

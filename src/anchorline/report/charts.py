@@ -50,20 +50,60 @@ def line_chart(lines: Sequence[Line], *, steps: Sequence[float], label: str, per
     if not drawn or not known:
         return Markup("")
     y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if percent else ticks(min(0.0, *drawn), max(0.0, *drawn), about=5)
+    x_scale, y_scale, parts = _frame(known, y_ticks, percent=percent)
+    return _svg([*parts, *_curves(lines, xs, size, x_scale, y_scale)], label)
+
+
+def _frame(
+    known: Sequence[float], y_ticks: Sequence[float], *, percent: bool = False
+) -> tuple[_Scale, _Scale, list[str]]:
+    """Both axes of a chart over the training steps: their scales, and what is drawn of them."""
     first, last = min(known), max(known)
     x_scale = _Scale(first, last, LEFT, RIGHT) if last > first else _Scale(first - 1, first + 1, LEFT, RIGHT)
     y_scale = _Scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
     x_ticks = [x for x in ticks(first, last, about=5) if first <= x <= last and x == int(x)] or [first]
-    parts = [*_y_axis(y_ticks, y_scale, percent=percent), *_x_axis(x_ticks, x_scale)]
-    for line, curve in zip(lines, curves, strict=True):
-        for run in _runs(xs, curve):
+    return x_scale, y_scale, [*_y_axis(y_ticks, y_scale, percent=percent), *_x_axis(x_ticks, x_scale)]
+
+
+def _curves(
+    lines: Sequence[Line], xs: Sequence[float | None], size: int, x_scale: _Scale, y_scale: _Scale
+) -> Iterator[str]:
+    for line in lines:
+        for run in _runs(xs, _thin(line.values, size)):
             at = [f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in run]
             if len(at) == 1:
                 x, y = at[0].split(",")
-                parts.append(f'<circle class="dot {line.colour}" cx="{x}" cy="{y}" r="2.5"/>')
+                yield f'<circle class="dot {line.colour}" cx="{x}" cy="{y}" r="2.5"/>'
             else:
-                parts.append(f'<polyline class="line {line.colour}" points="{" ".join(at)}"/>')
-    return _svg(parts, label)
+                yield f'<polyline class="line {line.colour}" points="{" ".join(at)}"/>'
+
+
+class Band(NamedTuple):
+    """A span over the steps, drawn as a shade: its colour class, its lower and its upper values."""
+
+    colour: Colour
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+
+
+def band_chart(lines: Sequence[Line], bands: Sequence[Band], *, steps: Sequence[float], label: str) -> Markup:
+    """As `line_chart`, with shades behind the curves; wider bands come first, so that narrower ones lie on them."""
+    edges = [Line("", band.colour, values) for band in bands for values in (band.low, band.high)]
+    size = bucket_size(len(steps))
+    xs = _thin(steps, size)
+    drawn = [y for line in [*lines, *edges] for y in _thin(line.values, size) if y is not None]
+    known = [x for x in xs if x is not None]
+    if not drawn or not known:
+        return Markup("")
+    x_scale, y_scale, parts = _frame(known, ticks(min(0.0, *drawn), max(0.0, *drawn), about=5))
+    for band in bands:
+        pairs = zip(_thin(band.low, size), _thin(band.high, size), strict=True)
+        both = [(x, low, high) for x, (low, high) in zip(xs, pairs, strict=True) if None not in (x, low, high)]
+        there = [f"{x_scale(x):.1f},{y_scale(high):.1f}" for x, _, high in both]  # pyright: ignore[reportArgumentType]
+        back = [f"{x_scale(x):.1f},{y_scale(low):.1f}" for x, low, _ in reversed(both)]  # pyright: ignore[reportArgumentType]
+        if len(both) > 1:
+            parts.append(f'<polygon class="band {band.colour}" points="{" ".join(there + back)}"/>')
+    return _svg([*parts, *_curves(lines, xs, size, x_scale, y_scale)], label)
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str, median: float | None = None) -> Markup:
@@ -141,6 +181,16 @@ def share_bar(share: float | None, *, label: str) -> Markup:
     """One horizontal bar, filled to the share."""
     width = 100 * min(max(share, 0.0), 1.0) if share is not None and is_number(share) else 0.0
     parts = ['<rect class="track" width="100" height="8"/>', f'<rect class="bar" width="{width:.1f}" height="8"/>']
+    return _svg(parts, label, kind="share", size=(100, 8), stretch=True)
+
+
+def signed_bar(share: float | None, *, side: Colour, label: str) -> Markup:
+    """A bar from the middle, to the right for a gain and to the left for a loss; 1 fills its half."""
+    width = 50 * min(abs(share), 1.0) if share is not None and is_number(share) else 0.0
+    start = 50 - width if share is not None and share < 0 else 50
+    parts = ['<rect class="track" width="100" height="8"/>']
+    parts.append(f'<rect class="bar {side}" x="{start:.1f}" width="{width:.1f}" height="8"/>')
+    parts.append('<line class="axis" x1="50" x2="50" y1="0" y2="8"/>')
     return _svg(parts, label, kind="share", size=(100, 8), stretch=True)
 
 

@@ -31,6 +31,7 @@ class ReportData:
     failures: Sequence[Mapping[str, Any]] | None = None
     measure: Mapping[str, Any] | None = None
     training: Sequence[Mapping[str, Any]] | None = None
+    diagnostics: Mapping[str, Any] | None = None
     style: Mapping[str, Any] | None = None
     samples: Sequence[Mapping[str, Any]] | None = None
     preference: Mapping[str, Any] | None = None
@@ -55,6 +56,7 @@ def read_run_folder(run_folder: Path) -> ReportData:
         failures=_table(run_folder / "failures.jsonl"),
         measure=_json(run_folder / "measure.json"),
         training=_table(run_folder / "train" / "metrics.jsonl"),
+        diagnostics=_json(run_folder / "train" / "diagnostics.json"),
         style=_json(run_folder / "evals" / "style.json"),
         samples=_table(run_folder / "evals" / "answers.jsonl"),
         preference=_json(run_folder / "evals" / "preference.json"),

@@ -18,20 +18,12 @@ from typing import Any, NamedTuple
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
-from anchorline.report.charts import (
-    Colour,
-    Line,
-    bucket_size,
-    histogram,
-    interval_plot,
-    is_number,
-    line_chart,
-    share_bar,
-)
+from anchorline.report.charts import bucket_size, histogram, interval_plot, is_number, share_bar, signed_bar
 from anchorline.report.diff import Diff, visible, word_diff
 from anchorline.report.figures import MISSING, duration, factor, number, objective_text, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
 from anchorline.report.making import making, share, usd
+from anchorline.report.training import displacement_rows, life_of, training_charts
 
 KEPT_SAMPLES, FAILED_SAMPLES, PAIR_SAMPLES = 4, 2, 3
 MEASURES = {
@@ -42,24 +34,6 @@ MEASURES = {
     "normalised_distance": ("Share changed", "Characters changed ÷ length of the longer answer. 0: the same text."),
     "length_ratio": ("Length ratio", "Length of chosen ÷ length of rejected. Far from 1: length itself is taught."),
     "shared_prefix": ("Shared beginning", "How much of the shorter answer both begin with."),
-}
-
-SHARES = "Told apart, both fell"
-CURVES: Mapping[str, tuple[str, *tuple[tuple[str, str, Colour], ...]]] = {
-    "Loss": ("Mean over the pairs of a step.", ("loss", "loss", "chosen")),
-    "Rewards": (
-        "β times the log-probability gained since the reference, summed over the answer. 0 at the start.",
-        ("r_w (chosen)", "chosen_reward", "chosen"),
-        ("r_l (rejected)", "rejected_reward", "rejected"),
-    ),
-    "Margin": ("r_w − r_l: how far the two answers have been told apart.", ("margin", "margin", "chosen")),
-    SHARES: (
-        "Share of pairs with r_w above r_l, and share where both answers became less likely.",
-        ("r_w above r_l", "accuracy", "chosen"),
-        ("both fell", "both_fell", "rejected"),
-    ),
-    "Gradient norm": ("Before clipping. Spikes mean unsteady steps.", ("norm", "grad_norm", "neutral")),
-    "Learning rate": ("The schedule as it was run.", ("rate", "learning_rate", "neutral")),
 }
 
 
@@ -87,7 +61,9 @@ def build_report(data: ReportData) -> str:
             touched=sorted(
                 mapping((data.measure or {}).get("rules")).items(), key=lambda item: (-_order(item[1]), item[0])
             ),
-            charts=list(_training_charts(data.training or ())),
+            charts=list(training_charts(data.training or ())),
+            moved=list(displacement_rows(data.diagnostics or {})),
+            life=life_of(data.diagnostics or {}),
             per_point=bucket_size(len(data.training or ())),
             dropped=_dropped(data.failures or ()),
             stages=_stages(data),
@@ -115,6 +91,7 @@ def environment() -> Environment:
     environment.filters |= {"percent": percent, "number": number, "duration": duration, "objective": objective_text}
     environment.filters |= {
         "bar": share_bar,
+        "signed": signed_bar,
         "factor": factor,
         "usd": usd,
         "share": share,
@@ -205,22 +182,6 @@ def _measures(measure: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[st
         bins = mapping(figures.get("histogram"))
         chart = histogram(bins.get("edges") or (), bins.get("counts") or (), label=title, median=figures.get("p50"))
         yield title, meaning, figures, chart
-
-
-class _Chart(NamedTuple):
-    title: str
-    meaning: str
-    lines: Sequence[Line]
-    svg: Markup
-
-
-def _training_charts(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Chart]:
-    steps = [row.get("step", index + 1) for index, row in enumerate(rows)]
-    for title, (meaning, *curves) in CURVES.items():
-        lines = [Line(name, colour, [row.get(key) for row in rows]) for name, key, colour in curves]
-        svg = line_chart(lines, steps=steps, label=f"{title} by training step", percent=title == SHARES)
-        if svg:
-            yield _Chart(title, meaning, lines, svg)
 
 
 class _Dropped(NamedTuple):

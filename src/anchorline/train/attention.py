@@ -125,7 +125,7 @@ def _causal_bf16(
 
 
 def refuse_unpackable(model: PreTrainedModel) -> None:
-    """Raise for architectures whose tokens meet elsewhere than in attention, or whose logits are changed after the head.
+    """Raise for architectures whose tokens meet elsewhere than in attention.
 
     Raises:
         ModelError: which property of the model it is, and to set train.forward to plain.
@@ -140,9 +140,6 @@ def refuse_unpackable(model: PreTrainedModel) -> None:
         why = "its state flows along the row"
     elif not (getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)):
         why = "its attention cannot be replaced by torch's own"
-    else:
-        changed = [n for n in ("final_logit_softcapping", "logit_scale", "logits_scaling") if config.to_dict().get(n)]
-        why = f"its logits are changed after the head ({', '.join(changed)})" if changed else None
     if why:
         raise ModelError(f"{config.model_type} does not run packed: {why}; set train.forward to plain")
 

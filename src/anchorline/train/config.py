@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -45,8 +45,8 @@ class TrainSettings(BaseModel):
     """Passes over the pairs."""
     pairs_per_step: int = Field(default=8, ge=1, le=65536)
     """Pairs behind one optimizer step, on all processes together."""
-    pairs_per_row: int = Field(default=8, ge=1, le=4096)
-    """Pairs packed into one row of one forward; lower it when memory runs out."""
+    tokens_per_row: int = Field(default=2048, ge=1)
+    """Tokens packed into one row of one forward, a pair longer than that excepted; lower it when memory runs out."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -66,12 +66,20 @@ class TrainSettings(BaseModel):
     gradient_checkpointing: bool = False
     """Less memory, a third more arithmetic."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 where the hardware multiplies it, else float32."""
+    """`auto`: bfloat16 where the hardware multiplies it clearly faster, else float32; measured at the start."""
     desirable_weight: float = Field(default=1.0, gt=0)
     """kto: weight of wanted answers."""
     undesirable_weight: float = Field(default=1.0, gt=0)
     """kto: weight of unwanted answers."""
     save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints, from which a killed run continues."""
+    reference_cache: str | None = None
+    """A folder of the reference's log-probs, shared by runs; `null`: `reference` in anchorline's cache folder."""
+    save_total_limit: int = Field(default=1, ge=1)
+    """How many checkpoints are kept, the newest; a new one is whole before an old one goes."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of transformers.TrainingArguments, such as `{eval_strategy: epoch, report_to: tensorboard}`."""
+    profile_steps: int = Field(default=0, ge=0)
+    """Steps after the first of which the share of time in matrix products is measured; each takes a little longer."""
     merge: bool = False
     """Also write `model/merged`, the adapter folded into the weights."""

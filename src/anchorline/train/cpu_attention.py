@@ -1,37 +1,37 @@
-"""Causal attention for bfloat16 on a CPU: torch's kernel forward, a backward of its own.
+"""Causal attention for bfloat16 on a CPU, forward and backward, as batched matrix products.
 
-On a CPU the backward of torch's flash kernel does not use the processor's bfloat16 products and takes two to five times
-as long as the same products one by one. Here each is one batched matrix product in bfloat16, softmax and sums are
-float32, and heads of a group share their keys without a copy. Queries go in blocks, whose scores are computed again, so
-nothing of size [queries, keys] is kept.
+torch's flash kernel does not use the processor's bfloat16 products where it has no AMX: forward it takes two to three
+times, backward two to five times as long as the same products one by one. Here each is one batched product in bfloat16,
+softmax and sums are float32, and heads of a group share their keys without a copy. Queries go in blocks, which leave out
+the keys behind them; the scores of a block are computed again in the backward, so nothing of size [queries, keys] is kept.
 
 >>> causal_attention(q, k, v)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-BLOCK = 300_000
-"""Scores that exist at one time in the backward: 1.2 MB in float32, which stay in a core's cache."""
+SCORES = 300_000
+"""Scores that exist at one time, where keys are few: 1.2 MB in float32, which stay in a core's cache."""
+QUERIES = 64
+"""Queries that a block has at least: with fewer, the products are too thin."""
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Letters: N key heads, G query heads a key head, Q queries, K keys, D width."""
+    """Letters: N key heads, G query heads a key head, Q queries, K keys, D width; a block has B queries, sees S keys."""
 
     @staticmethod
     def forward(ctx: Any, q_NGQD: Tensor, k_NKD: Tensor, v_NKD: Tensor, scale: float, window: int | None) -> Tensor:
-        queries, keys, groups = q_NGQD.shape[2], k_NKD.shape[1], q_NGQD.shape[1]
-        k_NGKD, v_NGKD = (x[:, None].expand(-1, groups, -1, -1) for x in (k_NKD, v_NKD))
-        seen = None if window is None and queries == keys else visible(queries, keys, window, q_NGQD.device)
-        out_NGQD = scaled_dot_product_attention(
-            q_NGQD, k_NGKD, v_NGKD, attn_mask=seen, is_causal=seen is None, scale=scale
-        )
+        out_NGQD = torch.empty_like(q_NGQD)
+        for rows, last in _blocks(q_NGQD, k_NKD):
+            weights_NGBS, _ = _weights(q_NGQD, k_NKD, rows, last, scale, window)
+            out_NGQD[:, :, rows] = _apart(_together(weights_NGBS.to(q_NGQD.dtype)) @ v_NKD[:, :last], q_NGQD)
         ctx.save_for_backward(q_NGQD, k_NKD, v_NKD, out_NGQD)
         ctx.scale, ctx.window = scale, window
         return out_NGQD
@@ -40,28 +40,41 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_NGQD,) = grads
         q_NGQD, k_NKD, v_NKD, out_NGQD = ctx.saved_tensors
-        heads, keys, queries = q_NGQD.shape[0] * q_NGQD.shape[1], k_NKD.shape[1], q_NGQD.shape[2]
-        dtype, wide = q_NGQD.dtype, torch.float64 if q_NGQD.dtype == torch.float64 else torch.float32
-        unseen_QK = torch.zeros(queries, keys, dtype=wide).masked_fill_(
-            ~visible(queries, keys, ctx.window, q_NGQD.device), float("-inf")
-        )
+        dtype, wide = q_NGQD.dtype, _wide(q_NGQD.dtype)
         own_NGQ1 = (grad_NGQD.to(wide) * out_NGQD).sum(-1, keepdim=True)  # what softmax's normalisation takes off
         grad_q = torch.empty_like(q_NGQD)
         grad_k, grad_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k_NKD, v_NKD))
-        size = max(BLOCK // (heads * keys), 1)
-        for start in range(0, queries, size):
-            rows = slice(start, min(start + size, queries))
-            last = keys - queries + rows.stop  # behind it, no query of the block sees a key
-            k, v = k_NKD[:, :last], v_NKD[:, :last]
-            q, grad = _together(q_NGQD[:, :, rows]), _together(grad_NGQD[:, :, rows])
-            scores = _apart(q @ k.transpose(1, 2), q_NGQD).to(wide).mul_(ctx.scale).add_(unseen_QK[rows, :last])
-            weights = scores.softmax(-1)
-            grad_v[:, :last] += _together(weights.to(dtype)).transpose(1, 2) @ grad
-            slopes = _apart(grad @ v.transpose(1, 2), q_NGQD).to(wide)
-            slopes = _together(slopes.sub_(own_NGQ1[:, :, rows]).mul_(weights).to(dtype))
-            grad_q[:, :, rows] = _apart(slopes @ k, q_NGQD) * ctx.scale
+        for rows, last in _blocks(q_NGQD, k_NKD):
+            weights_NGBS, q = _weights(q_NGQD, k_NKD, rows, last, ctx.scale, ctx.window)
+            grad = _together(grad_NGQD[:, :, rows])
+            grad_v[:, :last] += _together(weights_NGBS.to(dtype)).transpose(1, 2) @ grad
+            slopes = _apart(grad @ v_NKD[:, :last].transpose(1, 2), q_NGQD).to(wide)
+            slopes = _together(slopes.sub_(own_NGQ1[:, :, rows]).mul_(weights_NGBS).to(dtype))
+            grad_q[:, :, rows] = _apart(slopes @ k_NKD[:, :last], q_NGQD) * ctx.scale
             grad_k[:, :last] += slopes.transpose(1, 2) @ q
         return grad_q, grad_k.mul_(ctx.scale).to(dtype), grad_v.to(dtype), None, None
+
+
+def _blocks(q_NGQD: Tensor, k_NKD: Tensor) -> Iterator[tuple[slice, int]]:
+    """Blocks of queries, each with the number of keys behind which none of its queries sees any."""
+    queries, keys = q_NGQD.shape[2], k_NKD.shape[1]
+    size = max(SCORES // (q_NGQD.shape[0] * q_NGQD.shape[1] * keys), QUERIES)
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        yield slice(start, stop), keys - queries + stop
+
+
+def _weights(
+    q_NGQD: Tensor, k_NKD: Tensor, rows: slice, last: int, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """The attention weights [N, G, B, S] of a block, and its queries [N, G·B, D]."""
+    q = _together(q_NGQD[:, :, rows])
+    scores = _apart(q @ k_NKD[:, :last].transpose(1, 2), q_NGQD).to(_wide(q.dtype)).mul_(scale)
+    count = scores.shape[2]
+    # without a window all but the block's own square is seen by each of its queries
+    square = count if window is None else last
+    scores[..., last - square :].masked_fill_(~visible(count, square, window, q.device), float("-inf"))
+    return scores.softmax(-1), q
 
 
 def causal_attention(
@@ -103,3 +116,7 @@ def _together(x: Tensor) -> Tensor:
 def _apart(x: Tensor, like: Tensor) -> Tensor:
     """Back: [N, G·a, b] to [N, G, a, b], with G of `like`."""
     return x.view(x.shape[0], like.shape[1], -1, x.shape[-1])
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchorline.train.forward import output_head, packed_hidden
+from anchorline.train.forward import packed_hidden
 from anchorline.train.layout import pack
+from anchorline.train.output import output_head
 from anchorline.train.tokenise import Example
 
 
@@ -79,4 +80,4 @@ def _states(model: Any, examples: Sequence[Example], *, packed: bool) -> Sequenc
 def _logits(model: Any, state: Tensor, *, packed: bool) -> Float[Tensor, "tokens vocabulary"]:
     if not packed:
         return state.float()
-    return torch.nn.functional.linear(state, output_head(model).weight.to(state.dtype)).float()
+    return output_head(model).logits(state)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from anchorline.errors import ModelError
 from anchorline.train.attention import PACKED
-from anchorline.train.head import token_logps
 from anchorline.train.layout import Row, pack
+from anchorline.train.output import OutputHead, output_head
 from anchorline.train.tokenise import Example
 
 
@@ -26,13 +26,12 @@ def packed_logps(model: Any, row: Row) -> Float[Tensor, " branches"]:
 
     `model` may be wrapped (PEFT, DDP, FSDP): it is called, never reached into. Its attention must be `PACKED`.
     """
-    tokens = packed_token_logps(model, row)
-    return tokens.new_zeros(row.branches).index_add(0, row.branch, tokens)
+    return branch_sums(packed_token_logps(model, row), row.branch, row.branches)
 
 
 def packed_token_logps(model: Any, row: Row) -> Float[Tensor, " tokens"]:
     """Log-prob of every response token of a packed row, in the row's order."""
-    return _through_head(model, row, lambda hidden, weight: token_logps(hidden, weight, row.targets)[:, None])[:, 0]
+    return _through_head(model, row, lambda hidden, head: head.token_logps(hidden, row.targets)[:, None])[:, 0]
 
 
 def packed_hidden(model: Any, row: Row) -> Float[Tensor, "tokens width"]:
@@ -42,6 +41,11 @@ def packed_hidden(model: Any, row: Row) -> Float[Tensor, "tokens width"]:
 
 def plain_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[Tensor, " branches"]:
     """The same sums from one padded row a branch and the full logits, with the model's own attention."""
+    return torch.stack([tokens.sum() for tokens in by_branch(plain_token_logps(model, examples, pad=pad), examples)])
+
+
+def plain_token_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[Tensor, " tokens"]:
+    """Log-prob of every response token, branch after branch, from one padded row a branch and the full logits."""
     rows = [(e.prompt, r) for e in examples for r in e.responses]
     width = max(len(p) + len(r) for p, r in rows)
     device = next(model.parameters()).device
@@ -50,14 +54,36 @@ def plain_logps(model: Any, examples: Sequence[Example], *, pad: int) -> Float[T
     logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     logits = logits if logits.dtype == torch.float64 else logits.float()
     logps = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return torch.stack([logps[i, len(p) - 1 : len(p) + len(r) - 1].sum() for i, (p, r) in enumerate(rows)])
+    return torch.cat([logps[i, len(p) - 1 : len(p) + len(r) - 1] for i, (p, r) in enumerate(rows)])
 
 
 def example_logps(model: Any, examples: Sequence[Example], *, packed: bool, pad: int) -> Float[Tensor, " branches"]:
-    """Packed or plain, as the settings say."""
+    """Summed log-prob of every response, packed or plain as the settings say."""
+    return response_sums(example_token_logps(model, examples, packed=packed, pad=pad), examples)
+
+
+def example_token_logps(model: Any, examples: Sequence[Example], *, packed: bool, pad: int) -> Float[Tensor, " tokens"]:
+    """Log-prob of every response token: the first response of the first example, then its second, and so on."""
     if not packed:
-        return plain_logps(model, examples, pad=pad)
-    return packed_logps(model, pack(examples).to(next(model.parameters()).device))
+        return plain_token_logps(model, examples, pad=pad)
+    return packed_token_logps(model, pack(examples).to(next(model.parameters()).device))
+
+
+def by_branch(tokens: Float[Tensor, " tokens"], examples: Sequence[Example]) -> Sequence[Float[Tensor, " tokens"]]:
+    """The tokens' values cut into one piece a response, in the order of `example_token_logps`."""
+    return tokens.split([len(r) for e in examples for r in e.responses])
+
+
+def response_sums(tokens: Float[Tensor, " tokens"], examples: Sequence[Example]) -> Float[Tensor, " branches"]:
+    """One sum a response, in the order of `example_token_logps`."""
+    lengths = torch.tensor([len(r) for e in examples for r in e.responses], device=tokens.device)
+    branch = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
+    return branch_sums(tokens, branch, len(lengths))
+
+
+def branch_sums(tokens: Float[Tensor, " tokens"], branch: Tensor, count: int) -> Float[Tensor, " branches"]:
+    """The tokens' values added up by branch."""
+    return tokens.new_zeros(count).index_add(0, branch, tokens)
 
 
 def check_forward(model: Any, example: Example, *, pad: int) -> None:
@@ -71,13 +97,19 @@ def check_forward(model: Any, example: Example, *, pad: int) -> None:
         plain = plain_logps(model, [example], pad=pad)
     with torch.no_grad():
         packed = example_logps(model, [example, example], packed=True, pad=pad)[len(example.responses) :]
-    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
+    exact = not rounds_to_half(model)
     limit = (1e-3 if exact else 5e-2) * plain.abs() + (1e-3 if exact else 1.0)
     if bool(((plain - packed).abs() > limit).any()):
         raise ModelError(
             f"the packed forward gives log-probs {packed.tolist()} where the plain one gives {plain.tolist()}: "
             "this architecture does not run packed; set train.forward to plain"
         )
+
+
+def rounds_to_half(model: Any) -> bool:
+    """Whether the model computes in half precision here: by its weights, by lent copies of them, or by autocast."""
+    wide = all(p.dtype in {torch.float32, torch.float64} for p in model.parameters())
+    return not wide or torch.is_autocast_enabled(next(model.parameters()).device.type)
 
 
 @contextmanager
@@ -94,14 +126,20 @@ def plain_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _through_head(model: Any, row: Row, instead: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Call the model on a packed row with `instead(hidden [R, D], weight [V, D])` in the place of its output head.
+def _through_head(model: Any, row: Row, instead: Callable[[Tensor, OutputHead], Tensor]) -> Tensor:
+    """Call the model on a packed row with `instead(hidden [R, D], head)` in the place of its output head.
 
     The head is changed for the time of the call and the model is called as a whole, so that the wrappers' hooks (DDP's
     gradient reduction, FSDP's gathering of the weight) stay in force.
     """
     head = output_head(model)
-    head.forward = lambda hidden: instead(hidden.squeeze(0), head.weight)[None]  # pyright: ignore[reportAttributeAccessIssue]
+    made: list[Tensor] = []
+
+    def stand_in(hidden: Tensor) -> Tensor:
+        made.append(instead(hidden.squeeze(0), head))
+        return made[0][None]
+
+    head.module.forward = stand_in
     try:
         out = model(
             input_ids=row.tokens,
@@ -111,20 +149,8 @@ def _through_head(model: Any, row: Row, instead: Callable[[Tensor, Tensor], Tens
             use_cache=False,
         )
     finally:
-        del head.forward
-    return out.logits.squeeze(0)
-
-
-def output_head(model: Any) -> torch.nn.Linear:
-    """The model's output head.
-
-    Raises:
-        ModelError: it is more than a matrix.
-
-    """
-    while hasattr(model, "module"):
-        model = model.module
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ModelError("the model's head is not a plain matrix; set train.forward to plain")
-    return head
+        del head.module.forward
+    if not head.changed_after:
+        return out.logits.squeeze(0)
+    # what the model did to the stand-in is not wanted, but its output stays in the graph, where wrappers hang their hooks
+    return made[0] + 0 * out.logits.squeeze(0)

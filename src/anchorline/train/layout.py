@@ -98,6 +98,35 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def rows_of(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
+    """The fewest rows of about equal size that keep to `tokens` each; an example that is longer is a row of its own.
+
+    >>> one = Example("a", (5, 6), ((7, 8), (9,)), (True, False))
+    >>> [len(row) for row in rows_of([one, one, one], 10)]
+    [2, 1]
+    """
+    return [[examples[i] for i in row] for row in cut([e.tokens for e in examples], tokens)]
+
+
+def cut(sizes: Sequence[int], tokens: int, *, multiple: int = 1) -> list[list[int]]:
+    """The same for sizes, as their places; the number of rows is a multiple of `multiple` where there are enough.
+
+    >>> cut([5, 5, 5, 5], 10), cut([5, 5, 5, 5], 100, multiple=2)
+    ([[0, 2], [1, 3]], [[0, 2], [1, 3]])
+    """
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    fewest = max(1, -(-sum(sizes) // tokens))
+    for count in range(fewest + -fewest % multiple, len(sizes) + 1, multiple):
+        rows, used = [[] for _ in range(count)], [0] * count
+        for i in order:  # the longest first, each into the row that has most room
+            place = used.index(min(used))
+            rows[place].append(i)
+            used[place] += sizes[i]
+        if all(size <= tokens or len(row) == 1 for row, size in zip(rows, used, strict=True)):
+            return [sorted(row) for row in rows if row]
+    return [[i] for i in range(len(sizes))]
+
+
 def pack(examples: Sequence[Example]) -> Row:
     """Lay examples out one behind the other."""
     shared = shared_opening([example.prompt for example in examples])

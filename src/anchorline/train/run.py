@@ -1,7 +1,9 @@
 """One training run: from pairs to an adapter, with everything that a look back needs.
 
-    train/  metrics.jsonl   one line an optimizer step
-            pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, as trained
+    train/  arithmetic.json where it ran and in which format, and the speeds by which `dtype: auto` chose it
+            metrics.jsonl   one line an optimizer step
+            pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, where they moved, as trained
+            diagnostics.json    pairs won, live and stranded; displacement by region; what the gate before step 1 saw
             checkpoint-N/   the Trainer's own; a killed run continues from the newest
     model/  the adapter (or all weights), the tokenizer; on request merged/
 
@@ -15,28 +17,36 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from anchorline.data.files import write_rows
-from anchorline.data.jsonl import read_appended, read_json, write_jsonl
+from anchorline.data.jsonl import read_appended, read_json, write_json, write_jsonl
 from anchorline.errors import DataError, ModelError
-from anchorline.llm.device import pick_device
-from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load
+from anchorline.llm.device import measured_products, pick_device
+from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
+from anchorline.train.arguments import from_arguments, further_arguments
+from anchorline.train.arithmetic import multiplying_in, wrapped
 from anchorline.train.attention import PACKED, refuse_unpackable
+from anchorline.train.checkpoints import disk_trouble, newest_checkpoint, remove, step_of
 from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
-from anchorline.train.reference import reference_key, reference_logps
+from anchorline.train.gate import Start, check_start
+from anchorline.train.processes import joined, led, rank
+from anchorline.train.records import Recorder
+from anchorline.train.reference import reference_folder, reference_key, reference_logps
+from anchorline.train.reference_tokens import wanted_tokens
 from anchorline.train.tokenise import Template, Tokenised, tokenise, with_mismatched
-from anchorline.train.trainer import AnchoredTrainer, TrainingData
+from anchorline.train.trainer import AnchoredTrainer, TrainingData, share_of
 from anchorline.types import Failure, Pair, Unpaired
 
 
@@ -55,76 +65,149 @@ def train(
     settings: TrainSettings,
     folder: Path,
     *,
+    heldout: Sequence[Pair] | Sequence[Unpaired] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Trained:
-    """Train `model` on pairs (or single labelled answers) and write `train/`, `reference/` and `model/` in `folder`.
+    """Train `model` on pairs (or single labelled answers) and write `train/` and `model/` in `folder`.
 
     A folder with checkpoints of the same call is continued, to the same result. Rewards are
-    r = beta · (log π(y|x) − log π_ref(y|x)), where the reference is the model as it came.
+    r = beta · (log π(y|x) − log π_ref(y|x)), where the reference is the model as it came. Where a launcher has started
+    several processes, each of them makes this call.
+
+    Args:
+        rows: what to train on.
+        model: a model's id or folder.
+        settings: how.
+        folder: the run folder.
+        heldout: rows to measure during training, where `settings.arguments` has an `eval_strategy`.
+        callbacks: the Trainer's.
+        seed: of the adapter's first weights, the order of the rows and dropout.
+        progress: told of each step.
 
     Raises:
+        RecipeError: `settings.arguments` holds what cannot be handed to the Trainer.
         ModelError: the model cannot be trained (or not packed).
         DataError: no row is left to train on.
-        TrainingError: the loss is not finite.
+        TrainingError: training does not start where it should (`gate`), the loss is not finite, or the disk is full.
 
     """
+    with joined():
+        return _train(rows, model, settings, folder, heldout, callbacks, seed, progress if rank() == 0 else SILENT)
+
+
+def _train(
+    rows: Sequence[Pair] | Sequence[Unpaired],
+    model: str,
+    settings: TrainSettings,
+    folder: Path,
+    heldout: Sequence[Pair] | Sequence[Unpaired],
+    callbacks: Sequence[TrainerCallback],
+    seed: int,
+    progress: Progress,
+) -> Trained:
+    further = further_arguments(settings.arguments)
+    evaluates = further.get("eval_strategy", "no") != "no"
+    logs = folder / "train"
+    if settings.dtype == "auto":
+        settings = settings.model_copy(update={"dtype": led(lambda: _format(logs))})
     loaded = load_policy(model, settings)
-    data = tokenise(
-        rows,
-        Template(loaded.tokenizer, end_of_turn(loaded)),
-        max_tokens=settings.max_tokens,
-        overlong=settings.overlong,
+    data, measured = (
+        tokenise(
+            given,
+            Template(loaded.tokenizer, end_of_turn(loaded)),
+            max_tokens=settings.max_tokens,
+            overlong=settings.overlong,
+        )
+        for given in (rows, heldout if evaluates else [])
     )
     if not data.examples:
         raise DataError(f"no row is left to train on{_why(data)}")
-    examples = data.examples
+    if evaluates and not measured.examples:
+        raise DataError(f"train.arguments.eval_strategy wants held-out pairs, and there are none{_why(measured)}")
+    examples, heldout_examples = data.examples, measured.examples
     if any(DESCRIPTIONS[name].needs_reference_point for name in settings.objective):
-        examples = with_mismatched(examples)
-    logs = folder / "train"
+        examples, heldout_examples = with_mismatched(examples), with_mismatched(heldout_examples)
     logs.mkdir(parents=True, exist_ok=True)
+    led(lambda: write_json(logs / "arithmetic.json", {**loaded.device._asdict(), "gflops": measured_products()}))
     pad = loaded.tokenizer.pad_token_id
     assert isinstance(pad, int)
 
     with quiet(), autocast(loaded):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
+        cache = reference_folder(settings.reference_cache)
+        key = reference_key(fingerprint(loaded.path), arithmetic=_arithmetic(loaded), forward=settings.forward)
         reference = reference_logps(
             loaded.model,
-            examples,
-            folder / "reference",
-            key=reference_key(fingerprint(loaded.path), dtype=loaded.device.dtype, forward=settings.forward),
+            [*examples, *heldout_examples],
+            cache,
+            key=key,
             packed=settings.forward == "packed",
+            tokens_per_row=settings.tokens_per_row,
             pad=pad,
             progress=progress,
         )
-    arguments = _arguments(settings, len(examples), logs, seed=seed, bf16=loaded.device.dtype == "bfloat16")
-    total = _steps(arguments, len(examples))
+    bf16 = loaded.device.dtype == "bfloat16"
+    arguments = _arguments(settings, further, len(examples), logs, seed=seed, bf16=bf16)
+    total = _steps(settings, further, len(examples))
     with quiet(), progress.task("train", total=total, unit="steps") as advance:
         set_seed(seed)  # the adapter's first weights
         policy = with_adapter(loaded, settings, model)
-        trainer = AnchoredTrainer(
-            model=policy,
-            args=arguments,
-            data=TrainingData(examples, reference),
-            settings=settings,
-            pad=pad,
-            folder=logs,
-            advance=advance,
+        with autocast(loaded):
+            start = check_start(policy, examples, reference, settings, cache / key, pad=pad)
+        recorder = Recorder(
+            settings,
+            reference_tokens=wanted_tokens(cache / key, [*examples, *heldout_examples]),
+            tokenizer=loaded.tokenizer,
+            ends=end_of_turn(loaded),
         )
-        checkpoint = _newest_checkpoint(logs)
-        done = _step_of(checkpoint) if checkpoint else 0
-        for name in ("metrics.jsonl", "pairs.jsonl"):
-            _forget_after(logs / name, step=done)
-        advance(done)
+        with from_arguments(further):
+            trainer = AnchoredTrainer(
+                model=policy,
+                args=arguments,
+                data=TrainingData(examples, reference, heldout_examples),
+                settings=settings,
+                dtype=torch_dtype(loaded.device),
+                pad=pad,
+                folder=logs,
+                advance=advance,
+                recorder=recorder,
+                callbacks=callbacks,
+            )
+        checkpoint = led(lambda: _last_state(logs))
+        advance(step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _save(policy, loaded, folder / "model", merge=settings.merge)
-    write_rows(logs / "pairs.parquet", [row for _, row in read_appended(logs / "pairs.jsonl").rows])
-    for old in logs.glob("checkpoint-*"):
-        (old / TRAINER_STATE_NAME).unlink(missing_ok=True)  # first, so that half of it never looks whole
-        shutil.rmtree(old)
-    (logs / "pairs.jsonl").unlink()  # last: whoever continues from a checkpoint needs its lines
+        with disk_trouble("the model", folder):
+            _save(trainer, policy, loaded, folder / "model", merge=settings.merge)
+    led(lambda: _tidy(logs, start))
     return Trained(folder / "model", len(examples), total, data.failures)
+
+
+def _format(logs: Path) -> str:
+    """The format for `dtype: auto`; a training that continues keeps the one that it began with."""
+    begun = logs / "arithmetic.json"
+    if begun.is_file() and newest_checkpoint(logs):
+        return read_json(begun)["dtype"]
+    return pick_device().dtype
+
+
+def _last_state(logs: Path) -> Path | None:
+    """The newest checkpoint; what was recorded after it is forgotten."""
+    checkpoint = newest_checkpoint(logs)
+    for name in ("metrics.jsonl", "pairs.jsonl", "evaluations.jsonl"):
+        _forget_after(logs / name, step=step_of(checkpoint) if checkpoint else 0)
+    return checkpoint
+
+
+def _tidy(logs: Path, start: Start) -> None:
+    records = [row for _, row in read_appended(logs / "pairs.jsonl").rows]
+    write_json(logs / "diagnostics.json", {"start": start._asdict(), **diagnose(records)})
+    write_rows(logs / "pairs.parquet", records)
+    for old in logs.glob("checkpoint-*"):
+        remove(old)
+    (logs / "pairs.jsonl").unlink()  # last: whoever continues from a checkpoint needs its lines
 
 
 def load_policy(model: str, settings: TrainSettings) -> Loaded:
@@ -190,67 +273,59 @@ def _last_layers(loaded: Loaded, count: int | None) -> list[int] | None:
     return list(range(layers - count, layers))
 
 
-def _arguments(settings: TrainSettings, rows: int, logs: Path, *, seed: int, bf16: bool) -> TrainingArguments:
-    row = _largest_divisor(settings.pairs_per_step, settings.pairs_per_row)
-    steps = math.ceil(math.ceil(rows / settings.pairs_per_step) * settings.epochs)
+def _arguments(
+    settings: TrainSettings, further: Mapping[str, Any], rows: int, logs: Path, *, seed: int, bf16: bool
+) -> TrainingArguments:
+    steps = _steps(settings, further, rows)
+    own: dict[str, Any] = {
+        "output_dir": str(logs),
+        "per_device_train_batch_size": share_of(settings).pairs,  # the trainer cuts them into rows
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": math.ceil(settings.warmup * steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "bf16": bf16 and wrapped(),  # else the trainer brings its own arithmetic
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_steps": settings.save_steps,
+        "save_total_limit": settings.save_total_limit,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return TrainingArguments(
-            output_dir=str(logs),
-            per_device_train_batch_size=row,
-            gradient_accumulation_steps=settings.pairs_per_step // row,
-            num_train_epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.schedule,
-            warmup_steps=math.ceil(settings.warmup * steps),
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            bf16=bf16,
-            use_cpu=not torch.cuda.is_available(),
-            seed=seed,
-            data_seed=seed,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_steps=settings.save_steps,
-            save_total_limit=1,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            report_to="none",
-        )
+        with from_arguments(further):
+            return TrainingArguments(**{**own, **further})
 
 
-def _steps(arguments: TrainingArguments, rows: int) -> int:
+def _steps(settings: TrainSettings, further: Mapping[str, Any], rows: int) -> int:
     """Optimizer steps, as the Trainer counts them."""
-    batches = math.ceil(rows / arguments.per_device_train_batch_size)
-    an_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
-    return math.ceil(an_epoch * arguments.num_train_epochs)
+    most = int(further.get("max_steps", -1))
+    return most if most > 0 else math.ceil(math.ceil(rows / settings.pairs_per_step) * settings.epochs)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
+def _dtype_of(loaded: Loaded) -> Literal["float32", "bfloat16"]:
+    """The format in which the weights lie."""
+    return "bfloat16" if next(loaded.model.parameters()).dtype == torch.bfloat16 else "float32"
 
 
-def autocast(loaded: Loaded) -> torch.autocast:
+def _arithmetic(loaded: Loaded) -> str:
+    """What decides how a log-prob is rounded: where, and in which formats weights lie and are multiplied."""
+    return f"{loaded.device.name} {_dtype_of(loaded)} {loaded.device.dtype}"
+
+
+def autocast(loaded: Loaded) -> AbstractContextManager[None]:
     """The arithmetic of the training steps, for every other log-prob too: else the rewards at step 0 would not be 0."""
-    return torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=loaded.device.dtype == "bfloat16")
-
-
-def _newest_checkpoint(logs: Path) -> Path | None:
-    """The newest whole checkpoint. The Trainer writes its state last, so one without it was torn by a kill: it goes."""
-    for folder in sorted(logs.glob("checkpoint-*"), key=_step_of, reverse=True):
-        try:
-            read_json(folder / TRAINER_STATE_NAME)
-        except DataError:
-            shutil.rmtree(folder)
-        else:
-            return folder
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
+    return multiplying_in(loaded.model, torch_dtype(loaded.device))
 
 
 def _forget_after(file: Path, *, step: int) -> None:
@@ -259,17 +334,28 @@ def _forget_after(file: Path, *, step: int) -> None:
         write_jsonl(file, [row for _, row in read_appended(file).rows if row["step"] <= step])
 
 
-def _save(policy: Any, loaded: Loaded, target: Path, *, merge: bool) -> None:
-    scratch = target.with_name(".model-writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with plain_attention(policy):
-        policy.save_pretrained(scratch)
-        loaded.tokenizer.save_pretrained(scratch)
-        if merge and hasattr(policy, "merge_and_unload"):
-            policy.merge_and_unload().save_pretrained(scratch / "merged")
-            loaded.tokenizer.save_pretrained(scratch / "merged")
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+def _save(trainer: AnchoredTrainer, policy: Any, loaded: Loaded, target: Path, *, merge: bool) -> None:
+    """Write the trained model, in one step. All processes come here: of sharded weights each holds a part."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if state:  # gathered, tied weights stand there twice
+        own = {name for names in (policy.named_parameters(), policy.named_buffers()) for name, _ in names}
+        state = {name: tensor for name, tensor in state.items() if name in own}
+
+    def write() -> None:
+        scratch = target.with_name(".model-writing")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with plain_attention(policy):
+            policy.save_pretrained(scratch, state_dict=state)
+            loaded.tokenizer.save_pretrained(scratch)
+            if merge and hasattr(policy, "merge_and_unload"):
+                whole = load(str(scratch), dtype=_dtype_of(loaded)).model if sharded else policy
+                whole.merge_and_unload().save_pretrained(scratch / "merged")
+                loaded.tokenizer.save_pretrained(scratch / "merged")
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+
+    led(write)
 
 
 def _why(data: Tokenised) -> str:

@@ -42,6 +42,11 @@ class Example:
     labels: tuple[bool | None, ...]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the prompt, once, and of all responses."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
     def longest(self) -> int:
         """Tokens of the prompt with its longest response."""
         return len(self.prompt) + max(len(r) for r in self.responses)
@@ -116,8 +121,8 @@ def tokenise(
             if overlong == "error":
                 raise DataError(f"row {row.id}: {reason}; raise the limit, or set train.overlong to drop or truncate")
             cut = _truncated(example, max_tokens) if overlong == "truncate" else None
-            if cut is None:
-                uncut = _why_uncut(example, max_tokens) if overlong == "truncate" else ""
+            if cut is None or _same_answers(cut):
+                uncut = _why_uncut(example, cut, max_tokens) if overlong == "truncate" else ""
                 failures.append(Failure(row.id, "train", "overlong", reason + uncut))
                 continue
             example = cut
@@ -133,7 +138,14 @@ def _truncated(example: Example, max_tokens: int) -> Example | None:
     return replace(example, responses=tuple(response[:room] for response in example.responses))
 
 
-def _why_uncut(example: Example, max_tokens: int) -> str:
+def _same_answers(cut: Example) -> bool:
+    """Whether truncation has left a pair without the tokens in which its answers differ."""
+    return len(set(cut.responses)) < len(cut.responses)
+
+
+def _why_uncut(example: Example, cut: Example | None, max_tokens: int) -> str:
+    if cut is not None:
+        return ", and cut to it both answers are the same"
     full = len(example.prompt) >= max_tokens
     return ", and the prompt alone fills it" if full else ", and only one answer would be cut"
 

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from anchorline.data.jsonl import append_jsonl
 from anchorline.errors import TrainingError
 from anchorline.objectives.kto import reference_point
 from anchorline.objectives.logps import AnswerLogps, PairLogps
-from anchorline.objectives.metrics import pair_metrics
 from anchorline.objectives.table import loss
+from anchorline.progress import Advance
+from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.batches import Share, StepLoader, StepSampler, Unread
+from anchorline.train.checkpoints import written_aside
 from anchorline.train.config import TrainSettings
-from anchorline.train.forward import example_logps
+from anchorline.train.diagnostics import mean, step_metrics
+from anchorline.train.forward import by_branch, example_token_logps, response_sums
+from anchorline.train.processes import count, gathered, rank
+from anchorline.train.profile import ProfileSteps
+from anchorline.train.records import BatchLogps, Record, Recorder
 from anchorline.train.tokenise import Example, response_key
 
 
@@ -32,13 +41,13 @@ class TrainingData(NamedTuple):
 
     examples: Sequence[Example]
     reference: Mapping[str, float]
+    heldout: Sequence[Example] = ()
+    """Measured during training where `eval_strategy` says so."""
 
 
-class BatchLogps(NamedTuple):
-    """A batch's log-probs: the rows for the objective, and kto's reference point where the batch has mismatched ones."""
-
-    rows: PairLogps | AnswerLogps
-    reference_point: Tensor | None
+WAY_OUT = "lower train.learning_rate, or set train.dtype to float32"
+EVALUATED = 256
+"""Held-out examples that are cut into rows together."""
 
 
 def batch_logps(examples: Sequence[Example], policy: Tensor, reference: Tensor) -> BatchLogps:
@@ -68,26 +77,71 @@ class AnchoredTrainer(Trainer):
         args: TrainingArguments,
         data: TrainingData,
         settings: TrainSettings,
+        dtype: torch.dtype,
         pad: int,
         folder: Path,
-        advance: Callable[[int], None],
+        advance: Advance,
+        recorder: Recorder | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        """Without a `recorder`, the records lack the places of the change."""
+        self.profile = ProfileSteps(settings.profile_steps)
         super().__init__(
             model=model,
             args=args,
             train_dataset=list(range(len(data.examples))),  # pyright: ignore[reportArgumentType]
+            eval_dataset=list(range(len(data.heldout))) or None,  # pyright: ignore[reportArgumentType]
             data_collator=self._collate,
-            callbacks=[_Advance(advance)],
+            callbacks=[self.profile, *callbacks],
         )
+        self.remove_callback(PrinterCallback)  # it would print every step
         # the collator's labels count rows: the loss is summed and divided by the rows of the whole step
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self.data, self.settings, self.pad, self.folder = data, settings, pad, folder
-        self._records: list[dict[str, Any]] = []
+        self.dtype, self.advance, self.recorder = dtype, advance, recorder or Recorder(settings)
+        self._records: list[Record] = []
+        self._aside: str | None = None
         self._started = time.monotonic()
+        self._logged: float | None = None
 
-    def _collate(self, indices: list[int]) -> dict[str, Any]:
-        return {"labels": torch.ones(len(indices)), "rows": indices}
+    def _collate(self, rows: list[list[int]]) -> dict[str, Any]:
+        return {"labels": torch.ones(sum(map(len, rows))), "rows": rows}
+
+    def get_train_dataloader(self) -> StepLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The rows of this process, a step at a time: accelerate would repeat pairs where they do not come out even."""
+        sizes = [example.tokens for example in self.data.examples]
+        process = rank() if count() > 1 else 0
+        sampler = StepSampler(sizes, share_of(self.settings), process=process, seed=self._data_seed)
+        return StepLoader(Unread(len(sizes)), batch_sampler=sampler, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of this process's share of a step, row by row; the gradients add up."""
+        self._logged = self._logged or time.monotonic()  # what the Trainer sets up before is no part of step 1
+        rows, losses = inputs["rows"], []
+        with multiplying_in(model, self.dtype):
+            for number, row in enumerate(rows):
+                with self._before_the_last(model) if number < len(rows) - 1 else nullcontext():
+                    losses.append(super().training_step(model, {"rows": row}, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    @contextmanager
+    def _before_the_last(self, model: Any) -> Iterator[None]:
+        """Inside, more rows of the step are to come: DDP does not exchange gradients yet, DeepSpeed does not step."""
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(False)
+        try:
+            # FSDP exchanges with every row all the same: it would have to hold undivided gradients
+            with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+                yield
+        finally:
+            state._set_sync_gradients(True)
 
     def compute_loss(
         self,
@@ -97,9 +151,30 @@ class AnchoredTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step."""
-        assert not return_outputs, "the trainer trains; evals measures"
+        assert not return_outputs, "the trainer trains; `evaluate` measures"
         examples = [self.data.examples[i] for i in inputs["rows"]]
-        policy = example_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
+        if not examples:  # a row for another process: take part in its collective calls, and in nothing else
+            return self._tokens(model, self.data.examples[:1]).sum() * 0
+        tokens = self._tokens(model, examples)
+        batch, rows = self._losses(examples, tokens)
+        if not bool(rows.isfinite().all()):
+            bad = [e.id for e, row in zip(examples, rows.tolist(), strict=True) if not math.isfinite(row)]
+            raise TrainingError(
+                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); {WAY_OUT}"
+            )
+        where = {"step": self.state.global_step + 1, "epoch": int(self.state.epoch or 0)}
+        records = self.recorder.rows(examples, batch, rows, by_branch(tokens, examples))
+        self._records += [{**where, **record} for record in records]
+        pairs = num_items_in_batch if num_items_in_batch is not None else len(rows)
+        # gradients are averaged over processes, but the count is of all processes together
+        return rows.sum() / pairs * (self.args.world_size if num_items_in_batch is not None else 1)
+
+    def _tokens(self, model: Any, examples: Sequence[Example]) -> Tensor:
+        return example_token_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
+
+    def _losses(self, examples: Sequence[Example], tokens: Tensor) -> tuple[BatchLogps, Tensor]:
+        """The log-probs of a row's pairs, and the objective's loss of each."""
+        policy = response_sums(tokens, examples)
         keys = [response_key(e.prompt, r) for e in examples for r in e.responses]
         reference = policy.new_tensor([self.data.reference[k] for k in keys])
         batch = batch_logps(examples, policy, reference)
@@ -112,68 +187,82 @@ class AnchoredTrainer(Trainer):
             desirable_weight=settings.desirable_weight,
             undesirable_weight=settings.undesirable_weight,
         )
-        if not bool(rows.isfinite().all()):
-            bad = [e.id for e, row in zip(examples, rows.tolist(), strict=True) if not math.isfinite(row)]
-            raise TrainingError(
-                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); "
-                "lower train.learning_rate, or set train.dtype to float32"
-            )
-        self._record(examples, batch.rows, rows)
-        count = num_items_in_batch if num_items_in_batch is not None else len(rows)
-        # gradients are averaged over processes, but the count is of all processes together
-        return rows.sum() / count * (self.args.world_size if num_items_in_batch is not None else 1)
+        return batch, rows
 
-    def _record(self, examples: Sequence[Example], logps: PairLogps | AnswerLogps, rows: Tensor) -> None:
-        columns: dict[str, list[Any]] = {"id": [e.id for e in examples], "loss": rows.detach().tolist()}
-        columns |= {name: value.detach().tolist() for name, value in logps._asdict().items()}
-        if isinstance(logps, PairLogps):
-            metrics = pair_metrics(logps, beta=self.settings.beta)._asdict()
-        else:
-            metrics = {"reward": self.settings.beta * (logps.policy - logps.reference).detach()}
-        columns |= {name: value.tolist() for name, value in metrics.items()}
-        step, epoch = self.state.global_step + 1, int(self.state.epoch or 0)
-        names = list(columns)
-        for values in zip(*columns.values(), strict=True):
-            self._records.append({"step": step, "epoch": epoch, **dict(zip(names, values, strict=True))})
+    @torch.no_grad()
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Loss and the step's numbers on the held-out pairs, into `evaluations.jsonl` and to the loggers."""
+        model: Any = self.model_wrapped
+        heldout = self.data.heldout
+        model.eval()
+        sizes = [example.tokens for example in heldout]
+        records: list[Record] = []
+        with self.compute_loss_context_manager(), multiplying_in(model, self.dtype):
+            for start in range(0, len(heldout), EVALUATED):
+                shares = share_of(self.settings).rows(sizes[start : start + EVALUATED])
+                for row in shares[self.args.process_index]:
+                    examples = [heldout[start + place] for place in row]
+                    tokens = self._tokens(model, examples or heldout[:1])
+                    if examples:
+                        found = self._losses(examples, tokens)
+                        records += self.recorder.rows(examples, *found, by_branch(tokens, examples))
+        records = [record for part in gathered(records) for record in part]
+        numbers = {"loss": mean([record["loss"] for record in records]), **step_metrics(records)}
+        if self.is_world_process_zero():
+            row = {"step": self.state.global_step, "epoch": round(self.state.epoch or 0.0, 4), **numbers}
+            append_jsonl(self.folder / "evaluations.jsonl", [row])
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items() if value is not None}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with written_aside(self.folder, self.state, keep=self.settings.save_total_limit) as aside:
+            self._aside = str(aside)
+            super()._save_checkpoint(model, trial)
+        self._aside = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._aside or super()._get_output_dir(trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Append the step's numbers to `metrics.jsonl` and its pairs to `pairs.jsonl`."""
-        del start_time
-        if "loss" not in logs or not self.is_world_process_zero():
+        """Append the step's numbers to `metrics.jsonl` and its pairs to `pairs.jsonl`; hand them to the loggers."""
+        if "loss" in logs:
+            records = [record for part in gathered(self._records) for record in part]
+            self._records = []
+            norm = logs.get("grad_norm")
+            if norm is not None and not math.isfinite(norm):
+                raise TrainingError(
+                    f"the gradient is not a number at step {self.state.global_step} "
+                    f"(rows {', '.join(record['id'] for record in records[:3])}); {WAY_OUT}"
+                )
+            numbers = step_metrics(records)
+            self._write(logs, numbers, records)
+            logs |= {name: value for name, value in numbers.items() if value is not None}
+        super().log(logs, start_time)
+
+    def _write(self, logs: Mapping[str, float], numbers: Mapping[str, float | None], records: list[Record]) -> None:
+        now = time.monotonic()
+        took, self._logged = max(now - (self._logged or self._started), 1e-9), now
+        speed = {"pairs_per_second": len(records) / took, "tokens_per_second": sum(map(tokens_of, records)) / took}
+        self.advance(1, f"{speed['pairs_per_second']:.2f} pairs/s, {speed['tokens_per_second']:.0f} tokens/s")
+        if not self.is_world_process_zero():
             return
-        records, self._records = self._records, []
         row: dict[str, Any] = {"step": self.state.global_step, "epoch": round(self.state.epoch or 0.0, 4)}
-        row |= {k: logs[k] for k in ("loss", "learning_rate", "grad_norm")}
-        row |= step_metrics(records)
-        row["seconds"] = round(time.monotonic() - self._started, 3)
+        row |= {k: logs.get(k) for k in ("loss", "learning_rate", "grad_norm")}
+        row |= {**numbers, **{name: round(value, 3) for name, value in speed.items()}, **self.profile.shares}
+        row["seconds"] = round(now - self._started, 3)
         append_jsonl(self.folder / "pairs.jsonl", records)
         append_jsonl(self.folder / "metrics.jsonl", [row])
 
 
-def step_metrics(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Means over the pairs of a step; over the wanted and unwanted answers of a step without pairs."""
-    if not records:
-        return {}
-    if "chosen_reward" in records[0]:
-        names = {"chosen_reward": "chosen_reward", "rejected_reward": "rejected_reward", "margin": "margin"}
-        names |= {"accuracy": "correct", "both_fell": "both_fell"}
-        names |= {n: n for n in ("chosen_stuck", "rejected_stuck", "margin_stuck")}
-        return {name: _mean([float(r[field]) for r in records]) for name, field in names.items()}
-    return {
-        "chosen_reward": _mean([r["reward"] for r in records if r["label"]]),
-        "rejected_reward": _mean([r["reward"] for r in records if not r["label"]]),
-    }
+def share_of(settings: TrainSettings) -> Share:
+    """How a step is divided between the processes that there are."""
+    return Share(settings.pairs_per_step, settings.tokens_per_row, count())
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-class _Advance(TrainerCallback):
-    """Moves the progress bar by one optimizer step."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance = advance
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(1)
+def tokens_of(record: Record) -> int:
+    """Tokens of a row's prompt, once, and of its answers."""
+    return sum(
+        record[name] for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens", "tokens") if name in record
+    )

@@ -1,0 +1,200 @@
+"""How fast anchorline trains on pairs, and in how much memory, beside TRL's DPOTrainer.
+
+The same model, pairs, steps, objective (apo_zero), threads and bfloat16 for both; every contender in a process of its own.
+TRL runs as it comes and with `precompute_ref_log_probs`, each also without gradient checkpointing, and the faster of the
+two counts. A contender's first step is warm-up. The last line is JSON on stdout; progress goes to stderr.
+
+    python benchmarks/train_vs_trl.py --results runs/vs-trl                    # everything: hours on two cores
+    python benchmarks/train_vs_trl.py --results runs/vs-trl --only real/full   # a part; --results keeps what was measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PARTS = Path(__file__).with_name("train_parts")
+sys.path.insert(0, str(PARTS))
+from work import works  # noqa: E402  # pyright: ignore[reportMissingImports]  (PARTS is on the path)
+
+EPOCHS = 2
+"""Over which a reference pass that is made once is spread."""
+WORKS = ("real", "long prompts", "short")
+KINDS = ("full", "lora")
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "trl": {"checkpointing": True, "precompute": False},
+    "trl, no checkpointing": {"checkpointing": False, "precompute": False},
+    "trl, precomputed": {"checkpointing": True, "precompute": True},
+    "trl, precomputed, no checkpointing": {"checkpointing": False, "precompute": True},
+    # the same again with one pair a forward: how far TRL's losses are from its own
+    "trl, rebatched": {"checkpointing": False, "precompute": True, "micro_batch": 1},
+}
+
+
+def pairs_per_second(run: dict[str, Any], *, pairs: int, per_step: int) -> float:
+    """Over `EPOCHS` epochs, the reference pass included.
+
+    >>> pairs_per_second({"step_s": 2.0, "reference_s": 4.0}, pairs=4, per_step=2)
+    0.6666666666666666
+    """
+    steps = -(-pairs // per_step)
+    return EPOCHS * pairs / (run["reference_s"] + EPOCHS * steps * run["step_s"])
+
+
+def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops: float) -> dict[str, Any]:
+    """The figures of one work, of one kind of training."""
+    pairs, per_step = len(job["pairs"]), job["pairs_per_step"]
+    rates = {name: pairs_per_second(run, pairs=pairs, per_step=per_step) for name, run in runs.items()}
+    default = max(("trl", "trl, no checkpointing"), key=lambda n: rates[n])
+    precomputed = max(("trl, precomputed", "trl, precomputed, no checkpointing"), key=lambda n: rates[n])
+    ours, trl = runs["ours"], runs["trl, precomputed, no checkpointing"]
+    return {
+        "ratio_default": rates["ours"] / rates[default],
+        "ratio_precomputed": rates["ours"] / rates[precomputed],
+        "ratio_best": rates["ours"] / max(rate for name, rate in rates.items() if name != "ours"),
+        "memory_ratio": ours["peak_gb"] / runs[default]["peak_gb"],
+        "memory_ratio_checkpointed": ours["peak_gb"] / runs["trl"]["peak_gb"],
+        "peak_share": ours["flops_per_step"] / ours["step_s"] / peak_flops,
+        "max_loss_difference": furthest(ours["losses"], trl["losses"]),
+        "trl_own_difference": furthest(runs["trl, rebatched"]["losses"], trl["losses"]),
+        "pairs_per_s": {name: round(rate, 4) for name, rate in rates.items()},
+        "peak_gb": {name: round(run["peak_gb"], 2) for name, run in runs.items()},
+    }
+
+
+def furthest(one: Sequence[float], other: Sequence[float]) -> float:
+    """The largest difference of two loss curves."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def flops_per_step(job: dict[str, Any], count: Callable[[str], int]) -> float:
+    """The arithmetic that a step of ours cannot do without, on average: each prompt once, each product once.
+
+    Multiplications and additions in the linear layers, in attention (half of the square), and in the head for answer
+    tokens; twice again for the backward, once again where the weights are frozen. Nothing that is computed again counts.
+    """
+    config = json.loads((Path(job["model"]) / "config.json").read_text())
+    width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    weights = layers * (2 * width * queries + 2 * width * keys + 3 * width * inner)
+    total = 0.0
+    for pair in job["pairs"]:
+        prompt, *answers = (count(pair[name]) for name in ("prompt", "chosen", "rejected"))
+        tokens = prompt + sum(answers)
+        seen = prompt**2 / 2 + sum(a * prompt + a**2 / 2 for a in answers)
+        total += 2 * tokens * weights + 4 * seen * queries * layers + 2 * sum(answers) * width * config["vocab_size"]
+    passes = 2 if job["lora"] else 3
+    return passes * total / len(job["pairs"]) * job["pairs_per_step"]
+
+
+def measured_peak(threads: int) -> float:
+    """The machine's bfloat16 matrix products a second, in operations: the best of several large ones."""
+    code = (
+        "import time, torch\n"
+        f"torch.set_num_threads({threads})\n"
+        "best = 0.0\n"
+        "a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))\n"
+        "for _ in range(30):\n"
+        "    start = time.perf_counter(); a @ b; best = max(best, 2 * 2048**3 / (time.perf_counter() - start))\n"
+        "print(best)"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def run(name: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One contender in its own process, or what an earlier call measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    (folder / "job.json").write_text(json.dumps({**job, "folder": str(folder / "run"), **CONTENDERS[name]}))
+    script = PARTS / ("ours.py" if name == "ours" else "trl_side.py")
+    start = time.perf_counter()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (folder / "log.txt").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder / "job.json")],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+            check=False,
+        )
+    if done.returncode:
+        raise SystemExit(f"{folder}: the contender failed; see log.txt there")
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    result.write_text(json.dumps(figures))
+    print(f"{folder}: {figures['step_s']:.2f} s a step, {time.perf_counter() - start:.0f} s in all", file=sys.stderr)
+    return figures
+
+
+def _wanted(place: str, only: Sequence[str]) -> list[str]:
+    """The contenders of a work and kind that were asked for; ours goes first, for its order of the pairs.
+
+    >>> _wanted("real/full", ["real/full/trl"]), _wanted("short/full", ["real"])
+    (['ours', 'trl'], [])
+    """
+    names = [n for n in CONTENDERS if not only or any(f"{place}/{n}/".startswith(f"{o}/") for o in only)]
+    return ["ours", *(n for n in names if n != "ours")] if names else []
+
+
+def main() -> None:
+    """Measure what was asked for and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
+    parser.add_argument("--results", type=Path, required=True, help="folder that keeps each contender's figures")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="work/kind or work/kind/contender, such as real/lora/ours"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pairs", type=int, help="take only so many pairs of each work")
+    asked = parser.parse_args()
+
+    from transformers import AutoTokenizer
+
+    from anchorline.llm.models import resolve
+
+    model = resolve(asked.model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    peak = measured_peak(asked.threads)
+    figures: dict[str, Any] = {"peak_gflops": round(peak / 1e9), "threads": asked.threads}
+    for work, pairs in works(count).items():
+        for kind in KINDS:
+            job = {
+                "model": str(model),
+                "pairs": pairs[: asked.pairs],
+                "lora": kind == "lora",
+                "threads": asked.threads,
+                "pairs_per_step": 2,
+                "beta": 0.1,
+                "learning_rate": 2e-4 if kind == "lora" else 2e-6,
+            }
+            runs: dict[str, dict[str, Any]] = {}
+            for name in _wanted(f"{work}/{kind}", asked.only):
+                if name != "ours":  # the same pairs in the same steps
+                    job["order"] = runs["ours"]["order"]
+                folder = asked.results / work.replace(" ", "-") / kind / name.replace(", ", "-").replace(" ", "-")
+                runs[name] = run(name, job, folder)
+            if "ours" in runs:
+                runs["ours"]["flops_per_step"] = flops_per_step(job, count)
+            if runs.keys() == CONTENDERS.keys():
+                figures[f"{work}, {kind}"] = summary(runs, job, peak_flops=peak)
+    first = figures.get("real, full", {})
+    print(json.dumps({**{k: v for k, v in first.items() if not isinstance(v, dict)}, **figures}))
+
+
+if __name__ == "__main__":
+    main()

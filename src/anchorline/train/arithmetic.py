@@ -1,0 +1,82 @@
+"""The number format of the forward and backward: bfloat16 products beside float32 weights.
+
+In one process the float32 weights that the model has get bfloat16 copies, once an optimizer step, and the model computes
+with the copies alone. Each copy's gradient is added to the float32 weight's as soon as it is there, and freed. Clipping,
+optimizer, checkpoints and saving see the float32 weights only. Autocast, which casts weights and states again at every
+layer and keeps the casts for the backward, takes more time and memory; it stays where weights are wrapped (DDP, FSDP).
+
+>>> with multiplying_in(model, torch.bfloat16):  # doctest: +SKIP
+...     packed_logps(model, row).sum().backward()
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchorline.train.processes import launched
+
+
+def wrapped() -> bool:
+    """Whether the run's weights are shared between processes, or wrapped: then the copies' gradients would go astray."""
+    return launched() > 1 or any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+
+
+@contextmanager
+def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, `model` computes in `dtype`, and its backward adds to the gradients of its own weights.
+
+    The context has to stay open through the backward: gradient checkpointing computes with the copies again.
+    """
+    if dtype == torch.float32:
+        yield
+        return
+    if wrapped():
+        with torch.autocast(next(model.parameters()).device.type, dtype):
+            yield
+        return
+    with ExitStack() as stack:
+        _lend_copies(model, dtype, stack)
+        yield
+
+
+def _lend_copies(model: Any, dtype: torch.dtype, stack: ExitStack) -> None:
+    copies: dict[int, Tensor] = {}  # by the weight: a tied one has one copy
+    for module in model.modules():
+        own = {name: p for name, p in module._parameters.items() if p is not None and p.dtype == torch.float32}
+        if own and isinstance(module, torch.nn.Embedding):
+            # a lookup gains nothing from a copy, and the gradient of a frequent word is a sum that wants float32
+            hook = module.register_forward_hook(lambda _, __, out: out.to(dtype))
+            stack.callback(hook.remove)
+            continue
+        for name, weight in own.items():
+            if id(weight) not in copies:
+                copies[id(weight)] = _copy(weight, dtype)
+            module._parameters[name] = copies[id(weight)]  # pyright: ignore[reportArgumentType]
+            stack.callback(module._parameters.__setitem__, name, weight)
+
+
+def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    copy = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad)
+    if weight.requires_grad:
+        copy.register_post_accumulate_grad_hook(_hand_over(weight))
+    return copy
+
+
+def _hand_over(weight: Tensor) -> Callable[[Tensor], None]:
+    """Adds a copy's gradient to its weight's and frees it."""
+
+    def hand_over(copy: Tensor) -> None:
+        assert copy.grad is not None
+        if weight.grad is None:
+            weight.grad = copy.grad.to(weight.dtype)
+        else:
+            weight.grad += copy.grad
+        copy.grad = None
+
+    return hand_over

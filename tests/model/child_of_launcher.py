@@ -1,0 +1,86 @@
+"""What `accelerate launch` starts in the tests: several trainings, one after the other, on tiny models.
+
+    accelerate launch … child_of_launcher.py KIND MODEL FOLDER ACTION
+
+accelerate shards on GPUs only. For KIND fsdp2 it is told here that the CPU is one, before anything else happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from test_train_run import ROWS, settings
+from transformers import TrainerCallback
+
+from anchorline.cli.show import exit_code
+from anchorline.errors import TrainingError
+from anchorline.train.config import LoraSettings
+from anchorline.train.processes import joined, rank
+
+FIVE = ROWS[:5]  # of a step with one pair, the second process has none
+CASES: dict[str, Any] = {
+    "lora": settings(),
+    "full": settings(lora=None),
+    "accumulated": settings("dpo", pairs_per_step=5, tokens_per_row=1),
+    "full, kept": settings(lora=None, pairs_per_step=2, save_steps=2, schedule="cosine", epochs=3),
+    "dropout, kept": settings(lora=LoraSettings(rank=4, dropout=0.2), pairs_per_step=2, save_steps=2, epochs=3),
+}
+KEPT = {"ddp": "dropout, kept", "fsdp2": "full, kept"}
+
+
+class At(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step, self.act = step, act
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.act(kwargs["model"])
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether every weight that trains is divided."""
+    from torch.distributed.tensor import DTensor
+
+    return all(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
+
+
+def main(kind: str, model: str, folder: Path, action: str) -> None:
+    """Train as `action` says."""
+    from anchorline.train.run import train
+
+    def run(case: str, name: str, step: int, act: Any) -> None:
+        chosen = CASES[case].model_copy(update={"reference_cache": str(folder / "reference")})
+        train(FIVE, model, chosen, folder / name, callbacks=[At(step, act)])
+
+    def check(network: Any) -> None:
+        assert is_sharded(network) is (kind == "fsdp2"), "the weights are not divided, so nothing is tested"
+
+    def fail(_: Any) -> None:
+        if rank() == 1:
+            raise TrainingError("the second process gives up")
+
+    with joined():
+        if action == "killed":
+            run(KEPT[kind], "killed", 6, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        elif action == "failing":
+            run("lora", "failing", 2, fail)
+        else:
+            for case in ("lora", "full", "accumulated"):
+                run(case, case, 1, check)
+            for name in ("killed", "whole"):
+                run(KEPT[kind], name, 1, check)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fsdp2":
+        from accelerate.state import PartialState
+        from accelerate.utils import DistributedType
+
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    sys.exit(exit_code(lambda: main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])))

@@ -1,0 +1,83 @@
+"""bfloat16 copies: the model computes with them, its own float32 weights get the gradients, and nothing is left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_train_toys import PAD, example, llama, relative, tiny
+
+from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.attention import PACKED
+from anchorline.train.forward import example_logps
+
+EXAMPLES = [example([2, 17, 30], [9, 10, 11, 12], [70, 71, 72]), example([2, 17, 31, 5], [7, 8], [9, 10, 11])]
+
+
+def model_of(kind: str) -> Any:
+    model = tiny(llama(tie_word_embeddings=kind != "untied"))
+    if kind == "lora":
+        model = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False))
+    model.set_attn_implementation(PACKED)
+    return model
+
+
+def gradients(model: Any, dtype: torch.dtype, times: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    with multiplying_in(model, dtype):
+        for _ in range(times):
+            logps = example_logps(model, EXAMPLES, packed=True, pad=PAD)
+            (logps * torch.linspace(-1, 1.3, len(logps))).sum().backward()
+    return logps.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "lora"])
+def test_the_weights_get_the_gradients_that_float32_gives_them_within_the_format(kind):
+    model = model_of(kind)
+    before = dict(model.named_parameters())
+    exact, wanted = gradients(model, torch.float32)
+    logps, found = gradients(model, torch.bfloat16)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+    assert found.keys() == wanted.keys() and {g.dtype for g in found.values()} == {torch.float32}
+    assert 1e-6 < relative(logps, exact) < 0.03, "this was not bfloat16, or it was wrong"
+    whole = torch.cat([g.flatten() for g in wanted.values()]).norm()
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() < 0.1 * gradient.norm() + 0.01 * whole, name
+
+
+def test_gradients_of_several_rows_add_up_in_float32():
+    model = model_of("tied")
+    _, once = gradients(model, torch.bfloat16)
+    _, thrice = gradients(model, torch.bfloat16, times=3)
+    assert all(relative(thrice[name], 3 * g) < 1e-5 for name, g in once.items())
+
+
+def test_checkpointed_layers_compute_with_the_copies_again():
+    model = model_of("tied").train()
+    _, plain = gradients(model, torch.bfloat16)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    _, again = gradients(model, torch.bfloat16)
+    assert all(relative(again[name], g) < 1e-6 for name, g in plain.items())
+
+
+def test_weights_come_back_after_a_failure():
+    model = model_of("tied")
+    before = dict(model.named_parameters())
+    with pytest.raises(RuntimeError, match="stop"), multiplying_in(model, torch.bfloat16):
+        assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+        raise RuntimeError("stop")
+    assert all(before[name] is p for name, p in model.named_parameters())
+    model.set_attn_implementation("sdpa")
+    assert model(torch.tensor([[5]])).logits.dtype == torch.float32  # the lookup's hook is gone too
+
+
+def test_where_weights_are_wrapped_autocast_stays(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    model = model_of("tied")
+    with multiplying_in(model, torch.bfloat16):
+        assert torch.is_autocast_enabled("cpu")
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
