@@ -66,7 +66,10 @@ def example_token_logps(model: Any, examples: Sequence[Example], *, packed: bool
     """Log-prob of every response token: the first response of the first example, then its second, and so on."""
     if not packed:
         return plain_token_logps(model, examples, pad=pad)
-    return packed_token_logps(model, pack(examples).to(next(model.parameters()).device))
+    # an opening that the row's neighbours decide rounds as they do, up to nats a response in bfloat16: the reference's
+    # log-probs, computed among other neighbours, would not be the policy's before its first step
+    row = pack(examples, share=not rounds_to_half(model))
+    return packed_token_logps(model, row.to(next(model.parameters()).device))
 
 
 def by_branch(tokens: Float[Tensor, " tokens"], examples: Sequence[Example]) -> Sequence[Float[Tensor, " tokens"]]:

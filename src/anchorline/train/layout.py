@@ -127,9 +127,9 @@ def cut(sizes: Sequence[int], tokens: int, *, multiple: int = 1) -> list[list[in
     return [[i] for i in range(len(sizes))]
 
 
-def pack(examples: Sequence[Example]) -> Row:
-    """Lay examples out one behind the other."""
-    shared = shared_opening([example.prompt for example in examples])
+def pack(examples: Sequence[Example], *, share: bool = True) -> Row:
+    """Lay examples out one behind the other; without `share`, each has its whole prompt to itself."""
+    shared = shared_opening([example.prompt for example in examples]) if share else ()
     tokens: list[int] = list(shared)
     positions: list[int] = list(range(len(shared)))
     layout: list[Branching] = []

@@ -1,0 +1,63 @@
+"""In bfloat16 an answer's log-prob does not hang on what else is in its packed row, so rewards at step 0 are 0."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from anchorline.llm.models import end_of_turn, load
+from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.attention import PACKED
+from anchorline.train.forward import example_logps
+from anchorline.train.tokenise import Template, tokenise
+from anchorline.types import Message, Pair, Provenance
+
+pytestmark = pytest.mark.model
+
+WORDS = "the order left our store on Monday and a neighbour may have it so please look at the shed first".split()
+
+
+def pairs() -> list[Pair]:
+    """Prompts of two kinds, with and without a system message, and answers of all lengths."""
+    drawn = random.Random(0)
+    rows = []
+    for number in range(24):
+        system = (Message("system", "You answer customers."),) if number % 3 else ()
+        texts = [" ".join(drawn.choices(WORDS, k=drawn.randint(3, 60))) for _ in range(3)]
+        rows.append(
+            Pair(str(number), (*system, Message("user", texts[0])), texts[1], texts[2], Provenance("given", "", ""))
+        )
+    return rows
+
+
+def products_are_independent_of_the_batch() -> bool:
+    states, weights = torch.randn(300, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
+    whole = states @ weights.T
+    return all(torch.equal(states[:n] @ weights.T, whole[:n]) for n in (1, 7, 40, 190))
+
+
+def test_an_answer_alone_and_among_others_is_as_likely_to_the_last_bit(embedded: str):
+    if not products_are_independent_of_the_batch():
+        pytest.skip("this processor's bfloat16 products depend on how many rows are multiplied together")
+    loaded = load(embedded, dtype="bfloat16")
+    loaded.model.set_attn_implementation(PACKED)
+    pad = loaded.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    examples = tokenise(
+        pairs(), Template(loaded.tokenizer, end_of_turn(loaded)), max_tokens=512, overlong="error"
+    ).examples
+    order = list(range(len(examples)))
+    found = []
+    for shuffle in (False, True):
+        if shuffle:
+            random.Random(1).shuffle(order)
+        sums: dict[str, list[float]] = {}
+        with torch.no_grad(), multiplying_in(loaded.model, torch.bfloat16):
+            for start in range(0, len(order), 6):
+                row = [examples[i] for i in order[start : start + 6]]
+                logps = example_logps(loaded.model, row, packed=True, pad=pad).tolist()
+                sums |= {e.id: logps[2 * k : 2 * k + 2] for k, e in enumerate(row)}
+        found.append(sums)
+    assert len(found[0]) == 24 and found[0] == found[1]
