@@ -16,7 +16,28 @@ from anchorline.types import Message, Pair, Provenance
 
 pytestmark = pytest.mark.model
 
-WORDS = "the order left our store on Monday and a neighbour may have it so please look at the shed first".split()
+WORDS = [
+    "the",
+    "order",
+    "left",
+    "our",
+    "store",
+    "on",
+    "Monday",
+    "and",
+    "a",
+    "neighbour",
+    "may",
+    "have",
+    "it",
+    "so",
+    "please",
+    "look",
+    "at",
+    "the",
+    "shed",
+    "first",
+]
 
 
 def pairs() -> list[Pair]:
