@@ -78,14 +78,8 @@ def test_every_file_of_a_run_folder(finished: tuple[Path, subprocess.CompletedPr
     out, _ = finished
     files = (
         "recipe.yaml manifest.json prompts.jsonl answers.jsonl pairs.jsonl failures.jsonl measure.json train/metrics.jsonl "
-<<<<<<< HEAD
         "train/pairs.parquet train/diagnostics.json train/arithmetic.json model/adapter_config.json "
         "evals/style.json evals/preference.json evals/drift.json report.html README.md"
-=======
-        "train/pairs.parquet train/diagnostics.json train/arithmetic.json "
-        "model/adapter_config.json evals/style.json evals/preference.json evals/drift.json "
-        "report.html README.md"
->>>>>>> integrate-train
     )
     assert [name for name in files.split() if not (out / name).is_file()] == []
     assert not (out / "reference").exists(), "the reference's log-probs lie where runs share them"

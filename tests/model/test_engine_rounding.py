@@ -16,7 +16,7 @@ from anchorline.types import Message, Pair, Provenance
 
 pytestmark = pytest.mark.model
 
-WORDS = [
+WORDS = ["order", "left", "our", "store", "on", "Monday", "a", "neighbour", "may", "have", "it", "look", "at", "the", "shed"]
     "the",
     "order",
     "left",
