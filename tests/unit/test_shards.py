@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anchorline.data import pair_to_row
 from anchorline.data.candidates import Candidate, Candidates
+from anchorline.llm.costs import Cost
 from anchorline.recipe.shards import (
     clear,
     collect,
@@ -22,7 +23,6 @@ from anchorline.recipe.shards import (
     keep,
     result_to_row,
 )
-from anchorline.llm.costs import Cost
 from anchorline.types import Answer, Failure, Message, Pair, Prompt
 
 ASKED = (Message("system", "Be kind."), Message("user", "Where?"))
