@@ -15,7 +15,7 @@ from anchorline.llm.build import around
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.settings import BudgetSettings, EndpointSettings
 from anchorline.llm.types import Endpoint, Reply, Request
-from anchorline.recipe.relay import STARTS, Relay, Relayed
+from anchorline.recipe.relay import STARTS, ByShard, Relay, Relayed
 from anchorline.types import Message
 
 SETTINGS = EndpointSettings(model="m", base_url="http://127.0.0.1:1/v1", attempts=2, max_concurrency=4)
@@ -65,9 +65,10 @@ def desk(cache: RequestCache, most_tokens: int | None = None) -> Relay:
     budget = Budget(BudgetSettings(max_tokens=most_tokens), spent=cache.spent("r"))
 
     def build(name: str, inner: Endpoint) -> Endpoint:
-        return around(inner, SETTINGS, cache=cache, run="r", budget=budget)
+        return around(inner, SETTINGS, cache=cache, run="r", ledger=ledger, budget=budget)
 
-    return Relay(build)
+    ledger = ByShard()
+    return Relay(build, ledger)
 
 
 def worker(relay: Relay, model: Model, shard: str = "0") -> Relayed:
@@ -90,6 +91,23 @@ def test_two_workers_ask_what_one_process_would() -> None:
                 "SELECT key, text, finish, attempts, prompt_tokens, completion_tokens, run, stage, row FROM requests"
             )
             assert sorted(shared.read(query)) == sorted(alone.read(query)) and shared.spent("r") == alone.spent("r")
+
+    asyncio.run(main())
+
+
+def test_each_shard_has_its_own_cost_and_once_though_it_is_begun_again() -> None:
+    async def main() -> None:
+        with RequestCache(":memory:") as cache:
+            relay, model = desk(cache), Model()
+            for shard, rows in (("0", range(3)), ("3", range(3, 8))):
+                await relay.begin(shard)
+                await asyncio.gather(*(worker(relay, model, shard).complete(ask(i)) for i in rows))
+            assert [(relay.cost(s).calls, relay.cost(s).tokens) for s in ("0", "3")] == [(3, 18), (5, 30)]
+            await relay.begin("0")  # its worker died: all comes from the cache
+            await asyncio.gather(*(worker(relay, model, "0").complete(ask(i)) for i in range(3)))
+            again = relay.cost("0")
+            assert (again.calls, again.hits, again.tokens, again.hit_tokens) == (0, 3, 0, 18)
+            assert relay.cost("3").tokens == 30 and len(model.asked) == 8
 
     asyncio.run(main())
 
