@@ -225,7 +225,7 @@ def judged(place: Path) -> tuple[list[dict[str, Any]], set[str], list[Any]]:
     assert len(pairs) + len(lost) == 2
     with sqlite3.connect(place / "judged" / "requests.sqlite") as db:
         replies = db.execute("SELECT finish, completion_tokens FROM requests WHERE stage = 'judge'").fetchall()
-        assert db.execute("SELECT count(*) FROM requests WHERE stage = 'sample'").fetchone() == (4,)
+        assert db.execute("SELECT count(*) FROM requests WHERE stage IN ('sample', 'resample')").fetchone() == (4,)
     return pairs, {failure["kind"] for failure in lost}, replies
 
 
