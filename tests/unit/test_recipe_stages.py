@@ -365,15 +365,15 @@ def test_a_setting_changed_while_interrupted_starts_the_stage_over(place: Path, 
     assert len([id for id in engines.asked if id in {r["id"] for r in rows("prompts.jsonl")}]) == 6
 
 
-def test_a_stage_that_fails_is_not_done(place: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_fails_is_not_done(place: Path, engines: Engines) -> None:
     def fails(*_: Any, **__: Any) -> Trained:
         raise DataError("no row is left")
 
-    monkeypatch.setattr("anchorline.train.run.train", fails)
-    with pytest.raises(DataError):
-        again(engines, "train.beta=0.3")
+    with pytest.MonkeyPatch.context() as patch:  # undone here, before the stand-ins are
+        patch.setattr("anchorline.train.run.train", fails)
+        with pytest.raises(DataError):
+            again(engines, "train.beta=0.3")
     assert read_json(Path("out/manifest.json"))["stages"]["train"]["status"] == "running"
-    monkeypatch.setattr("anchorline.train.run.train", engines.train)
     assert again(engines, "train.beta=0.3") == TRAINED
 
 
