@@ -130,6 +130,9 @@ def together(request, model, tmp_path_factory) -> Path:
     return folder
 
 
+SIGNS = {"accuracy", "chosen_fell", "both_fell"}
+
+
 @pytest.mark.parametrize("case", ["lora", "full", "accumulated"])
 def test_two_processes_train_as_one_does(case, together, alone):
     ours, theirs = metrics(together / case), metrics(alone / case)
@@ -137,7 +140,9 @@ def test_two_processes_train_as_one_does(case, together, alone):
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+        # where nothing has moved yet, which way it fell is the sign of a rounding error
+        names = one.keys() - SIGNS if one["step"] == 1 else one.keys()
+        assert {k: one[k] for k in names} == pytest.approx({k: other[k] for k in names}, rel=1e-3, abs=1e-3)
     # every pair once an epoch, and in the same step
     both = [sorted((r["step"], r["epoch"], r["id"]) for r in pairs(folder / case)) for folder in (together, alone)]
     assert both[0] == both[1] and len(both[0]) == 10
