@@ -42,13 +42,13 @@ def test_tokens_are_counted_by_what_they_are_for():
 def test_packing_says_what_training_packs(model, tmp_path, monkeypatch):
     chosen = settings(pairs_per_step=4, tokens_per_row=40, epochs=1)
     examples = tokenised(ROWS)
-    found = packing(examples, chosen, seed=0)
+    found = packing(examples, chosen, seed=0, share=True)
     seen = []
     original = pack
 
-    def watched(row):
-        seen.append(original(row).tokens.shape[1])
-        return original(row)
+    def watched(row, *, share):
+        seen.append(original(row, share=share).tokens.shape[1])
+        return original(row, share=share)
 
     train(ROWS[:1], model, chosen, tmp_path / "warm")
     monkeypatch.setattr("anchorline.train.forward.pack", watched)

@@ -14,7 +14,7 @@ import torch
 
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.config import TrainSettings
-from anchorline.train.forward import example_token_logps
+from anchorline.train.forward import example_token_logps, rounds_to_half
 from anchorline.train.layout import pack
 from anchorline.train.tokenise import Example
 
@@ -49,7 +49,9 @@ def measure_row(
 
 def _measured(policy: Any, row: Sequence[Example], settings: TrainSettings, *, pad: int) -> Footprint:
     packed = settings.forward == "packed"
-    tokens = pack(row).tokens.shape[1] if packed else max(e.longest for e in row) * sum(len(e.responses) for e in row)
+    tokens = max(e.longest for e in row) * sum(len(e.responses) for e in row)
+    if packed:
+        tokens = pack(row, share=not rounds_to_half(policy)).tokens.shape[1]
     with torch.no_grad():
         begun = _now()
         example_token_logps(policy, row, packed=packed, pad=pad)

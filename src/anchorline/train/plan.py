@@ -77,7 +77,7 @@ def plan(
         )
     if any(DESCRIPTIONS[name].needs_reference_point for name in settings.objective):
         examples = with_mismatched(examples)
-    found["packing"] = packing(examples, settings, seed=seed)
+    found["packing"] = packing(examples, settings, seed=seed, share=loaded.device.dtype != "bfloat16")
     found["steps"] = math.ceil(math.ceil(len(examples) / settings.pairs_per_step) * settings.epochs)
     with quiet(), progress.task("measure two rows", total=2, unit="rows") as advance:
         policy = with_adapter(loaded, settings, model)
@@ -136,12 +136,12 @@ def epoch_rows(examples: Sequence[Example], settings: TrainSettings, *, seed: in
     return [[examples[i] for i in row] for rows in steps for row in rows]
 
 
-def packing(examples: Sequence[Example], settings: TrainSettings, *, seed: int) -> dict[str, Any]:
-    """Rows of an epoch, their tokens, and what stands once instead of several times."""
+def packing(examples: Sequence[Example], settings: TrainSettings, *, seed: int, share: bool) -> dict[str, Any]:
+    """Rows of an epoch, their tokens, and what stands once instead of several times; `share` as in `layout.pack`."""
     rows = epoch_rows(examples, settings, seed=seed)
     apart = [len(e.prompt) + len(r) for e in examples for r in e.responses]
     padded = sum(max(e.longest for e in row) * sum(len(e.responses) for e in row) for row in rows)
-    lengths = [pack(row).tokens.shape[1] for row in rows] if settings.forward == "packed" else []
+    lengths = [pack(row, share=share).tokens.shape[1] for row in rows] if settings.forward == "packed" else []
     taken = sum(lengths) if lengths else padded
     longest = (
         max(lengths) if lengths else max(max(e.longest for e in r) * sum(len(e.responses) for e in r) for r in rows)
