@@ -127,6 +127,12 @@ class RequestRefused(EndpointError):
     kind = "refused_request"
 
 
+UNANSWERED = frozenset(
+    e.kind for e in (EndpointError, Throttled, ServerError, EndpointTimeout, ConnectionLost, BadReply)
+)
+"""Kinds of failed rows that may get an answer when they are asked for again (`--retry-failed`)."""
+
+
 class BudgetReached(AnchorlineError):
     """The run's limit of money or tokens is reached. What was answered is kept; the message says how to go on."""
 

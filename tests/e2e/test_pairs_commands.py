@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,21 @@ def test_a_pilot_says_what_it_will_cost_and_is_not_paid_twice(tmp_path: Path) ->
         assert 2 * (asked + said) * 40 * 0.7 < json.loads(again)["tokens"]["mean"] < 2 * (asked + said) * 40 * 1.3
         pair = cost["kept_pair"]["pairs:clair"]
         assert pair["usd"] == pytest.approx(cost["usd"] / 40) and pair["tokens"] == cost["tokens"] / 40
+
+
+def test_where_nothing_answers_nothing_is_estimated_and_the_way_on_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Running() as fake, socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
+        wrong = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        recipe = write_project(tmp_path, fake.url, rows=3, llm__reviser__base_url=wrong, llm__reviser__attempts=1)
+        told = anchorline("pairs", "clair", recipe, "--out", out, "--dry-run", "--pilot", 2).stdout
+        assert "nothing can be estimated" in told and "tokens," not in told and "usd," not in told
+        assert "--retry-failed" in anchorline("pairs", "clair", recipe, "--out", out, code=2).stderr
+        right = ("--set", f"llm.reviser.base_url={fake.url}")
+        assert "--retry-failed" in anchorline("pairs", "clair", recipe, "--out", out, *right, code=2).stderr
+        anchorline("pairs", "clair", recipe, "--out", out, *right, "--retry-failed")
+    assert len(rows_of(out / "sets/clair/pairs.jsonl")) == 3
 
 
 def test_an_unknown_price_stays_unknown(tmp_path: Path) -> None:

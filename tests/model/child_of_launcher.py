@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from test_train_run import ROWS, settings
-from transformers import TrainerCallback
+from test_train_run import ROWS, At, settings
 
 from anchorline.cli.show import exit_code
 from anchorline.errors import TrainingError
@@ -30,17 +29,6 @@ CASES: dict[str, Any] = {
     "dropout, kept": settings(lora=LoraSettings(rank=4, dropout=0.2), pairs_per_step=2, save_steps=2, epochs=3),
 }
 KEPT = {"ddp": "dropout, kept", "fsdp2": "full, kept"}
-
-
-class At(TrainerCallback):
-    """Does something at the end of a step."""
-
-    def __init__(self, step: int, act: Any) -> None:
-        self.step, self.act = step, act
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.act(kwargs["model"])
 
 
 def is_sharded(model: Any) -> bool:

@@ -16,7 +16,7 @@ from test_train_toys import END, PAD, save_tiny, tiny, tokenizer
 
 from anchorline.errors import MissingExtra, ModelError
 from anchorline.llm import device, embedded, models
-from anchorline.llm.device import pick_device
+from anchorline.llm.device import exact_dtype, pick_device
 from anchorline.llm.embedded import cache_folder, gguf_file
 from anchorline.llm.models import end_of_turn, fingerprint, load, resolve
 from anchorline.llm.tokens import tokenize_with
@@ -340,3 +340,12 @@ def test_tokens_come_without_the_model_and_without_special_tokens(folder, tmp_pa
     assert tokens is not None and list(tokens("w0 w1 <end>")) == [5, 6, END]
     (tmp_path / "config.json").write_text("{}")
     assert tokenize_with(str(tmp_path)) is None
+
+
+def test_what_is_measured_on_a_cpu_is_measured_exactly_unless_another_format_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [exact_dtype(asked) for asked in ("auto", "bfloat16", "float32")] == ["float32", "bfloat16", "float32"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert exact_dtype("auto") == "auto"

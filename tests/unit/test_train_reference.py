@@ -186,3 +186,9 @@ def test_references_lie_where_the_recipe_or_the_user_says(monkeypatch, tmp_path)
     monkeypatch.delenv("ANCHORLINE_REFERENCE_CACHE")
     monkeypatch.setenv("ANCHORLINE_CACHE", str(tmp_path))
     assert reference.reference_folder(None) == tmp_path / "reference"
+
+
+def test_rows_that_are_laid_out_otherwise_find_nothing_of_older_ones(monkeypatch):
+    before = reference_key("m", arithmetic="cpu", forward="packed")
+    monkeypatch.setattr(reference, "LAYOUT", reference.LAYOUT + 1)
+    assert reference_key("m", arithmetic="cpu", forward="packed") != before

@@ -182,6 +182,9 @@ def _dry_run(source: str, given: list[str], out: Path | None, maker: Maker | Non
     print(f"pilot: {found['pilot']} of {found['rows']} rows by {found['maker']}; {kept['share']:.0%} became pairs")
     for kind, count in found["failures"].items():
         print(f"  not a pair: {count} {kind}")
+    if found["tokens"] is None:
+        print("nothing can be estimated: the models answered none of the pilot's requests")
+        return
     for what, mark in (("tokens", ",.0f"), ("usd", ",.4f")):
         if found[what] is None:
             print(f"{what}: unknown; give the price: --set llm.NAME.prices='{{input: 0.15, output: 0.6}}'")

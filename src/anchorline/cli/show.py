@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from anchorline.errors import AnchorlineError, EndedElsewhere
+from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere
 from anchorline.progress import SILENT, Advance, Progress
 
 
@@ -122,6 +122,11 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
     if made["failures"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["failures"].items())
         print(f"  not a pair: {kinds}; see failures.jsonl")
+    unanswered = sum(count for kind, count in made["failures"].items() if kind in UNANSWERED)
+    if unanswered:
+        print(
+            f"  no answer of the endpoint: {unanswered} rows; the same command with --retry-failed asks for them again"
+        )
     if made.get("asked_again"):
         print(f"  asked again: {made['asked_again']} rows")
     if "judge" in made:

@@ -89,14 +89,14 @@ def together(costs: Iterable[Cost]) -> Cost:
         failed=sum(cost.failed for cost in costs),
         prompt_tokens=sum(cost.prompt_tokens for cost in costs),
         completion_tokens=sum(cost.completion_tokens for cost in costs),
-        usd=_known_sum([cost.usd for cost in costs]),
+        usd=known_sum([cost.usd for cost in costs]),
         guessed=sum(cost.guessed for cost in costs),
         hit_tokens=sum(cost.hit_tokens for cost in costs),
-        hit_usd=_known_sum([cost.hit_usd for cost in costs]),
+        hit_usd=known_sum([cost.hit_usd for cost in costs]),
     )
 
 
-def _known_sum(amounts: Sequence[float | None]) -> float | None:
+def known_sum(amounts: Sequence[float | None]) -> float | None:
     """The sum; None where one is unknown."""
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if len(known) == len(amounts) else None

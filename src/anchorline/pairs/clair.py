@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from anchorline.errors import DataError
+from anchorline.errors import UNANSWERED, DataError
 from anchorline.style import Style, repair, without_torn_end
 from anchorline.types import Answer, Failure, Pair, Provenance
 
@@ -52,7 +52,12 @@ def no_pair(failures: Sequence[Failure]) -> str:
     """What to say where not one answer became a pair."""
     counts = Counter(failure.kind for failure in failures)
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    return f"none of {len(failures)} answers became a pair ({kinds}); look at the answers and the style"
+    advice = (
+        "--retry-failed asks again where the endpoint gave no answer"
+        if counts.keys() & UNANSWERED
+        else "look at the answers and the style"
+    )
+    return f"none of {len(failures)} answers became a pair ({kinds}); {advice}"
 
 
 def _revise(answer: Answer, style: Style, policy: str) -> Pair | Failure:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anchorline.llm.costs import Cost
+from anchorline.llm.costs import Cost, known_sum
 from anchorline.types import Failure, Pair
 
 SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
@@ -63,7 +63,7 @@ class Counts:
         if self.judge:
             found["judge"] = {name: self.judge[name] for name in ("judged", "ties", "flips")}
         if cost is not None and (cost.calls or cost.hits):
-            tokens, usd = cost.tokens + cost.hit_tokens, _sum(cost.usd, cost.hit_usd)
+            tokens, usd = cost.tokens + cost.hit_tokens, known_sum([cost.usd, cost.hit_usd])
             found["costs"] = {"calls": cost.calls + cost.hits, "tokens": tokens, "usd": usd}
         return found
 
@@ -83,10 +83,5 @@ def a_pair(costs: list[Mapping[str, Any]], pairs: int) -> dict[str, Any] | None:
     """
     if not pairs:
         return None
-    dollars = [cost["usd"] for cost in costs]
-    usd = None if None in dollars else sum(dollars) / pairs
-    return {"tokens": sum(cost["tokens"] for cost in costs) / pairs, "usd": usd}
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+    usd = known_sum([cost["usd"] for cost in costs])
+    return {"tokens": sum(cost["tokens"] for cost in costs) / pairs, "usd": None if usd is None else usd / pairs}

@@ -27,7 +27,7 @@ from anchorline.data import (
     read_jsonl,
 )
 from anchorline.data.candidates import Candidate, Candidates
-from anchorline.errors import MissingExtra, RecipeError
+from anchorline.errors import UNANSWERED, MissingExtra, RecipeError
 from anchorline.evals.stats import wilson
 from anchorline.judge import (
     Judge,
@@ -342,14 +342,14 @@ async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
 
             await make(part, await per_row(run, maker, priced), on_result=take)
     kept = wilson(sum(isinstance(result, Pair) for result in results), len(results))
+    answered = any(isinstance(result, Pair) or result.kind not in UNANSWERED for result in results)
+    priced_all = answered and all(amount.usd is not None for amount in spent.values())
     return {
         "maker": maker,
         "rows": total,
         "pilot": len(part),
-        "tokens": _estimate([amount.tokens for amount in spent.values()], total),
-        "usd": None
-        if any(a.usd is None for a in spent.values())
-        else _estimate([a.usd or 0.0 for a in spent.values()], total),
+        "tokens": _estimate([amount.tokens for amount in spent.values()], total) if answered else None,
+        "usd": _estimate([amount.usd or 0.0 for amount in spent.values()], total) if priced_all else None,
         "kept": kept._asdict(),
         "failures": _kinds(results),
     }

@@ -26,6 +26,7 @@ from anchorline.data import pair_from_row, pair_to_row, read_appended, write_jso
 from anchorline.data.jsonl import replacing
 from anchorline.errors import MissingExtra, RecipeError
 from anchorline.llm.cache import RequestCache
+from anchorline.llm.costs import known_sum
 from anchorline.pairs import match
 from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.progress import SILENT, Progress
@@ -276,8 +277,7 @@ def paid_so_far(context: RunContext, manifest: Manifest) -> dict[str, Any]:
     if not by_stage:
         return {}
     tokens = sum(cost["prompt_tokens"] + cost["completion_tokens"] for cost in by_stage.values())
-    dollars = [cost["usd"] for cost in by_stage.values()]
-    usd = None if None in dollars else sum(dollars)
+    usd = known_sum([cost["usd"] for cost in by_stage.values()])
     kept = {}
     for stage, made in manifest.makers.items():
         sampled = [by_stage[name] for name in SAMPLED[made["maker"]] if name in by_stage]

@@ -20,13 +20,12 @@ import torch
 from anchorline.errors import TrainingError
 from anchorline.train.config import TrainSettings
 from anchorline.train.forward import example_logps, rounds_to_half
+from anchorline.train.reference import HALF_NATS, HALF_SHARE
 from anchorline.train.tokenise import Example, response_key
 
 LARGEST_REWARD = 1e-3
 SAMPLE = 4
 """Examples that are computed again."""
-HALF_SHARE, HALF_NATS = 0.02, 1.0
-"""How far a kept log-prob may be off in bfloat16, where another row of neighbours rounds differently."""
 
 
 class Start(NamedTuple):

@@ -38,6 +38,10 @@ BATCH = 64
 """Examples that are cut into rows together, the longest first: a row's examples are of like lengths."""
 SAMPLE = 4
 """Examples whose kept log-probs are compared with the model's before they are believed."""
+HALF_SHARE, HALF_NATS = 0.02, 0.5
+"""How far a kept log-prob may be off in half precision, where a processor may round by what else is in the row."""
+LAYOUT = 2
+"""Counts the ways in which rows have been laid out: another one rounds otherwise, and finds nothing of an older one."""
 
 
 def reference_folder(named: str | None) -> Path:
@@ -48,7 +52,7 @@ def reference_folder(named: str | None) -> Path:
 
 def reference_key(model_fingerprint: str, *, arithmetic: str, forward: str) -> str:
     """The folder's name: everything that changes a log-prob, save the tokens themselves."""
-    return hashlib.sha256(json.dumps([model_fingerprint, arithmetic, forward]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([model_fingerprint, arithmetic, forward, LAYOUT]).encode()).hexdigest()[:16]
 
 
 def reference_logps(
@@ -125,7 +129,7 @@ def _verify(
     ids = [e.id for e in sample for _ in e.responses]
     for name, key, found in zip(ids, _keys(sample), sums.tolist(), strict=True):
         # other rows round otherwise; another model is nats away on nearly every answer
-        if not abs(found - table[key]) <= (2e-2 * abs(found) + 0.5 if half else 1e-4 * abs(found) + 1e-3):
+        if not abs(found - table[key]) <= (HALF_SHARE * abs(found) + HALF_NATS if half else 1e-4 * abs(found) + 1e-3):
             raise TrainingError(
                 f"the kept reference log-probs are not this model's: row {name} has {table[key]:.4f} there, and the model "
                 f"gives {found:.4f}; delete {place} and start again"

@@ -20,7 +20,6 @@ from anchorline.llm.device import pick_device
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, load, resolve, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.objectives.names import DESCRIPTIONS
-from anchorline.objectives.table import loss
 from anchorline.progress import SILENT, Progress
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED, refuse_unpackable
@@ -30,7 +29,7 @@ from anchorline.train.forward import by_branch, example_token_logps, response_su
 from anchorline.train.layout import cut
 from anchorline.train.records import Record, Recorder
 from anchorline.train.tokenise import Example, Template, response_key, tokenise, with_mismatched
-from anchorline.train.trainer import batch_logps
+from anchorline.train.trainer import batch_logps, batch_losses
 from anchorline.types import Failure, Pair, Unpaired
 
 SCORED = 256
@@ -111,15 +110,7 @@ def _records(
     keys = [response_key(e.prompt, response) for e in batch for response in e.responses]
     kept.update(zip(keys, (piece.float().cpu().numpy() for piece in by_branch(theirs, batch)), strict=True))
     logps = batch_logps(batch, response_sums(ours, batch), response_sums(theirs, batch))
-    losses = loss(
-        settings.objective,
-        logps.rows,
-        beta=settings.beta,
-        reference_point=logps.reference_point,
-        desirable_weight=settings.desirable_weight,
-        undesirable_weight=settings.undesirable_weight,
-    )
-    return recorder.rows(batch, logps, losses, by_branch(ours, batch))
+    return recorder.rows(batch, logps, batch_losses(logps, settings), by_branch(ours, batch))
 
 
 def _lent(models: _Models) -> ExitStack:

@@ -67,6 +67,18 @@ def batch_logps(examples: Sequence[Example], policy: Tensor, reference: Tensor) 
     return BatchLogps(AnswerLogps(policy, reference, wanted, tokens), point)
 
 
+def batch_losses(batch: BatchLogps, settings: TrainSettings) -> Tensor:
+    """The objective's loss of each row of a batch, as the settings weigh it."""
+    return loss(
+        settings.objective,
+        batch.rows,
+        beta=settings.beta,
+        reference_point=batch.reference_point,
+        desirable_weight=settings.desirable_weight,
+        undesirable_weight=settings.undesirable_weight,
+    )
+
+
 class AnchoredTrainer(Trainer):
     """transformers' Trainer on packed rows."""
 
@@ -178,16 +190,7 @@ class AnchoredTrainer(Trainer):
         keys = [response_key(e.prompt, r) for e in examples for r in e.responses]
         reference = policy.new_tensor([self.data.reference[k] for k in keys])
         batch = batch_logps(examples, policy, reference)
-        settings = self.settings
-        rows = loss(
-            settings.objective,
-            batch.rows,
-            beta=settings.beta,
-            reference_point=batch.reference_point,
-            desirable_weight=settings.desirable_weight,
-            undesirable_weight=settings.undesirable_weight,
-        )
-        return batch, rows
+        return batch, batch_losses(batch, self.settings)
 
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
