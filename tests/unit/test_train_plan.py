@@ -58,6 +58,8 @@ def test_packing_says_what_training_packs(model, tmp_path, monkeypatch):
     assert found["tokens_apart"] == sum(len(e.prompt) + len(r) for e in examples for r in e.responses)
     assert found["tokens"] < found["tokens_apart"] <= found["tokens_padded"]
     assert found["saved"] == pytest.approx(1 - found["tokens"] / found["tokens_apart"])
+    unshared = packing(examples, chosen, seed=0, share=False)
+    assert unshared["tokens"] == sum(e.tokens for e in examples) > found["tokens"]
     assert found["longest_row"] <= max(seen) + 10 and found["longest_row"] in range(20, 60)
 
 
