@@ -10,6 +10,7 @@ ten times faster, and a processor's flags do not say what its library makes of t
 
 from __future__ import annotations
 
+import ctypes
 import time
 from functools import cache
 from typing import Literal, NamedTuple
@@ -48,6 +49,19 @@ def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
     not be those that the saved model gives elsewhere.
     """
     return "float32" if dtype == "auto" and pick_device("float32").name == "cpu" else dtype
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that tensors have left, for the next ones; whether its C library can (glibc).
+
+    By default large blocks go back to the system and come again page by page, each page a fault: a quarter of a
+    training step's time on a virtual machine, where faults are slow. The price is some memory lost between blocks.
+    """
+    most = 2**31 - 4096  # of a C int, in bytes
+    settings = {-3: most, -1: most, -2: 64 * 2**20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all([mallopt(name, value) for name, value in settings.items()])
 
 
 class Products(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anchorline.errors import MissingExtra, ModelError
-from anchorline.llm.device import Device, DtypeName, pick_device
+from anchorline.llm.device import Device, DtypeName, keep_freed_memory, pick_device
 from anchorline.llm.embedded import PREFIX, embedded_path
 from anchorline.llm.quiet import quiet
 
@@ -84,6 +84,8 @@ def load(model: str, *, dtype: DtypeName = "auto") -> Loaded:
 
     """
     device = pick_device(dtype)
+    if device.name == "cpu":
+        keep_freed_memory()
     path = resolve(model)
     try:
         from safetensors import SafetensorError

@@ -22,6 +22,10 @@ CHUNK = 256
 """Tokens whose scores exist at one time: 50 MB in float32 at 49,152 words."""
 
 
+ROWS = 2048
+"""Words whose gradient is added at one time: 5 MB in float32 at a width of 576."""
+
+
 class Scores(NamedTuple):
     """How the scores come from the products: cap · tanh((products + bias) · factor / cap)."""
 
@@ -92,7 +96,7 @@ class _TokenLogps(torch.autograd.Function):
                 if of_state is not None:
                     of_state[chunk] = toward_CV @ matrix_VD
                 if of_matrix is not None:
-                    of_matrix.add_(torch.mm(toward_CV.T, part_CD, out=product))
+                    _add(of_matrix, torch.mm(toward_CV.T, part_CD, out=product))
         made = zip(grad_states, grad_matrices, matrices, strict=True)
         flat = [g for x, m, matrix in made for g in (x, m if m is None else m.to(matrix.dtype))]
         return None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
@@ -127,6 +131,12 @@ def _scores(
         scores_CV += bias_V
     scores_CV *= how.factor
     return scores_CV if how.cap is None else scores_CV.div_(how.cap).tanh_().mul_(how.cap)
+
+
+def _add(total_VD: Tensor, product_VD: Tensor) -> None:
+    """Add in blocks: torch adds another format by way of a copy in the sum's own, as large as the matrix."""
+    for total, product in zip(total_VD.split(ROWS), product_VD.split(ROWS), strict=True):
+        total += product
 
 
 def _slope(cap: float, scores_CV: Tensor) -> Tensor:
