@@ -1,0 +1,40 @@
+"""An evaluation on one HTML page: every figure with n and its interval, the other model beside it, the paired test.
+
+>>> figure = {"name": "kept", "unit": "share", "n": 4, "value": 0.5, "low": 0.15, "high": 0.85}
+>>> page = build_evaluation_page({"model": "m", "tasks": {"style": {"figures": [figure]}}})
+>>> "kept" in page, "<script" in page
+(True, False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anchorline.report.charts import interval_plot
+from anchorline.report.files import write_page
+from anchorline.report.html import environment
+
+
+def write_evaluation_page(target: Path, table: Mapping[str, Any]) -> Path:
+    """Write the page, whole or not at all, and return its path."""
+    return write_page(target, build_evaluation_page(table))
+
+
+def build_evaluation_page(table: Mapping[str, Any]) -> str:
+    """The whole page, from what `evals.table.evaluate` gives."""
+    tasks = [
+        (name, task, [(figure, _plot(figure)) for figure in task["figures"]]) for name, task in table["tasks"].items()
+    ]
+    return environment().get_template("evaluation.html.j2").render(table=table, tasks=tasks)
+
+
+def _plot(figure: Mapping[str, Any]) -> Any:
+    """Shares only: other figures have no common scale."""
+    if figure["unit"] != "share" or figure["value"] is None:
+        return None
+    other = figure.get("against")
+    new = {"share": figure["value"], "low": figure["low"], "high": figure["high"]}
+    old = {"share": other["value"], "low": other["low"], "high": other["high"]} if other else {}
+    return interval_plot(old, new, label=str(figure["name"]))
