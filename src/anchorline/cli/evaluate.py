@@ -63,13 +63,13 @@ def evaluate(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Compare before and after in a run, or evaluate any model, alone or against another.
+    r"""Compare before and after in a run, or evaluate any model, alone or against another.
 
     [bold]Examples[/bold]
 
       anchorline eval runs/harbour --json
 
-      anchorline eval --model runs/harbour/model --tasks style,winrate --style styles/harbour.yaml \\
+      anchorline eval --model runs/harbour/model --tasks style,winrate --style styles/harbour.yaml \
         --prompts runs/harbour/evals/prompts.jsonl --out runs/checked
     """
     named = {

@@ -34,11 +34,11 @@ class Controlled(NamedTuple):
 
 
 def length_controlled(wins: Sequence[float], differences: Sequence[float], *, seed: int) -> Controlled:
-    """`wins` in 0, 0.5, 1; `differences`: length of a − length of b. Fewer than 10 results are too few to fit."""
+    """`wins` in 0, 0.5, 1; `differences`: length of a − length of b. Fewer than 10 results, or all the same: no fit."""
     import numpy as np
 
     won, delta = np.asarray(wins, dtype=float), np.asarray(differences, dtype=float)
-    if len(won) < 2 * FOLDS:
+    if len(won) < 2 * FOLDS or len(set(wins)) < 2:
         return Controlled(len(won), None, None, None, None, None)
     strength = _strength(won, delta, seed)
     theta, phi = _fit(won, delta, strength)
