@@ -58,7 +58,7 @@ def harness(
             numpy_random_seed=seed,
             torch_random_seed=seed,
             log_samples=False,
-            bootstrap_iters=0,
+            bootstrap_iters=1000,  # of metrics whose standard error has no closed form
         )
     assert found is not None  # None only in the further processes of a distributed run
     counts = found["n-samples"]
