@@ -63,7 +63,7 @@ def test_each_shape_of_a_letter_is_read(shape: str) -> None:
         ("It is (C), not (A)", "C"),  # the first one counts
         ("A pear would be C.", "A"),  # the article is taken for the option, as in the benchmark
         ("I would say it is the Green Pear here", "B"),  # more than five words: the options' texts
-        ("the green pear", None),  # five words or fewer: their texts do not count
+        ("it is the green pear", None),  # five words or fewer: their texts do not count
         ("Both blue plum and red apple are fine with me", "C"),
         ("", None),
     ],
@@ -120,3 +120,21 @@ def test_a_judge_is_asked_ten_times_and_then_it_is_a_lot() -> None:
     assert tenth == (FREE, 0.7, False)
     mean = mixeval_table([tenth, tenth._replace(score=0.3)], seed=0)["free"]
     assert mean["score"] == pytest.approx(0.5) and mean["n"] == 2
+
+
+def test_the_page_escapes_says_n_and_counts_what_went_by_lot() -> None:
+    from anchorline.report.evaluation_page import build_evaluation_page
+
+    figure = {"name": "<b>x</b>", "unit": "share", "n": 37, "value": 0.5, "low": 0.25, "high": 0.75}
+    other = {"n": 37, "value": 0.125, "low": None, "high": None}
+    difference = {"n": 37, "mean": 0.375, "low": None, "high": None, "p": 0.0625, "test": "McNemar, exact"}
+    task = {
+        "figures": [figure | {"against": other, "difference": difference}],
+        "parser": "rules",
+        "tables": {"model": {"overall": {"n": 37, "by_lot": 4}}},
+        "left_out": ["<script>"],
+    }
+    page = build_evaluation_page({"model": "m", "against": "base", "tasks": {"mixeval_hard": task}})
+    assert "&lt;b&gt;x" in page and "<b>x" not in page and "<script" not in page
+    for text in ("<td>37</td>", "4 of 37 (model)", "25 % to 75 %", "12.5 %", "0.0625", "McNemar, exact"):
+        assert text in page, text

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorline.report.charts import interval_plot
 from anchorline.report.files import write_page
 from anchorline.report.html import environment
 
@@ -24,17 +23,4 @@ def write_evaluation_page(target: Path, table: Mapping[str, Any]) -> Path:
 
 def build_evaluation_page(table: Mapping[str, Any]) -> str:
     """The whole page, from what `evals.table.evaluate` gives."""
-    tasks = [
-        (name, task, [(figure, _plot(figure)) for figure in task["figures"]]) for name, task in table["tasks"].items()
-    ]
-    return environment().get_template("evaluation.html.j2").render(table=table, tasks=tasks)
-
-
-def _plot(figure: Mapping[str, Any]) -> Any:
-    """Shares only: other figures have no common scale."""
-    if figure["unit"] != "share" or figure["value"] is None:
-        return None
-    other = figure.get("against")
-    new = {"share": figure["value"], "low": figure["low"], "high": figure["high"]}
-    old = {"share": other["value"], "low": other["low"], "high": other["high"]} if other else {}
-    return interval_plot(old, new, label=str(figure["name"]))
+    return environment().get_template("evaluation.html.j2").render(table=table)
