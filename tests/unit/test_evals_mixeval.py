@@ -124,6 +124,7 @@ def test_a_judge_is_asked_ten_times_and_then_it_is_a_lot() -> None:
 
 def test_the_page_escapes_says_n_and_counts_what_went_by_lot() -> None:
     from anchorline.report.evaluation_page import build_evaluation_page
+    from anchorline.report.figures import percent
 
     figure = {"name": "<b>x</b>", "unit": "share", "n": 37, "value": 0.5, "low": 0.25, "high": 0.75}
     other = {"n": 37, "value": 0.125, "low": None, "high": None}
@@ -136,5 +137,12 @@ def test_the_page_escapes_says_n_and_counts_what_went_by_lot() -> None:
     }
     page = build_evaluation_page({"model": "m", "against": "base", "tasks": {"mixeval_hard": task}})
     assert "&lt;b&gt;x" in page and "<b>x" not in page and "<script" not in page
-    for text in ("<td>37</td>", "4 of 37 (model)", "25 % to 75 %", "12.5 %", "0.0625", "McNemar, exact"):
+    for text in (
+        "<td>37</td>",
+        "4 of 37 (model)",
+        f"{percent(0.25)} to {percent(0.75)}",
+        percent(0.125),
+        "0.0625",
+        "McNemar, exact",
+    ):
         assert text in page, text

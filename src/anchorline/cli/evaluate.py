@@ -18,7 +18,7 @@ from anchorline.cli.show import exit_code, progress
 def evaluate(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="A recipe or run folder; or leave it out and name --model."),
+        typer.Argument(metavar="RECIPE", help="A recipe or run folder; or leave it out and name --model."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The model: a folder (adapter too), a hub id, embedded:….", show_default=False)

@@ -25,7 +25,7 @@ _NUMBERS = (
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
     re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
 )
-LONGEST = 20_000
+LONGEST = 10_000
 """Characters of an answer that are read: an answer is model output, and the patterns are tried at each of them."""
 
 
