@@ -51,11 +51,11 @@ def length_controlled(wins: Sequence[float], differences: Sequence[float], *, se
     return Controlled(len(won), float(_sigmoid(theta)), float(low), float(high), float(phi), float(strength))
 
 
-def _fit(won: Any, delta: Any, strength: float) -> tuple[float, float]:
+def _fit(won: Any, delta: Any, strength: float, scale: float | None = None) -> tuple[float, float]:
     """θ and φ. A result p is one row of a win with weight p and one of a loss with weight 1 − p."""
     import numpy as np
 
-    columns = _columns(delta)
+    columns = _columns(delta, scale)
     model = _regression(strength)
     model.fit(
         np.concatenate([columns, columns]),
@@ -85,7 +85,7 @@ def _strength(won: Any, delta: Any, seed: int) -> float:
         total = 0.0
         for fold in range(FOLDS):
             inside = folds != fold
-            weights = np.asarray(_fit(won[inside], delta[inside], strength))
+            weights = np.asarray(_fit(won[inside], delta[inside], strength, scale))
             p = np.clip(_sigmoid(_columns(delta[~inside], scale) @ weights), 1e-15, 1 - 1e-15)
             total -= float((won[~inside] * np.log(p) + (1 - won[~inside]) * np.log(1 - p)).sum())
         return total
