@@ -35,6 +35,8 @@ class Prompt:
 
     id: str
     messages: Messages
+    group: str = ""
+    """What it is counted with in evaluation ("coding", "small talk"); "" where its row names none."""
 
 
 @dataclass(frozen=True, slots=True)

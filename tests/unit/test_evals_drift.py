@@ -212,3 +212,17 @@ def test_the_reference_of_whole_weights_is_the_model_that_was_named(folder: Path
         with torch.no_grad():
             expected = load(str(where), dtype="float32").model(input_ids=tokens).logits
             assert torch.equal(model(input_ids=tokens).logits, expected)
+
+
+def test_groups_of_prompts_have_figures_of_their_own(tmp_path: Path) -> None:
+    model = save_tiny_chat(tmp_path / "a", seed=0)
+    other = save_tiny_chat(tmp_path / "b", seed=1)
+    subject = load_subject(other, str(model), dtype="float32", packed=False)
+    table = drift(subject, ANSWERS, seed=0, groups={"a": "hats", "b": "lamps"})
+    alone = drift(subject, ANSWERS[:1], seed=0)
+    hats, lamps = table["groups"]["hats"], table["groups"]["lamps"]
+    assert hats["logprob_change_per_token"] == pytest.approx(alone["logprob_change_per_token"], abs=1e-5)
+    assert hats["tokens"] + lamps["tokens"] == table["tokens"] and hats["prompts"] == 1
+    whole = sum(part["tokens"] * part["logprob_change_per_token"] for part in (hats, lamps)) / table["tokens"]
+    assert whole == pytest.approx(table["logprob_change_per_token"])
+    assert drift(subject, ANSWERS, seed=0)["groups"] == {}

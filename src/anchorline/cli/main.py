@@ -13,10 +13,11 @@ import typer
 
 from anchorline import __version__
 from anchorline.cli.cache import cache
+from anchorline.cli.evaluate import evaluate
 from anchorline.cli.export import export
 from anchorline.cli.measure import measure
 from anchorline.cli.pairs import pairs
-from anchorline.cli.run import evaluate, report, run, sample, train
+from anchorline.cli.run import report, run, sample, train
 from anchorline.cli.score import score
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""`anchorline run`, and the commands that are one stage of it: sample, train, eval, report.
+"""`anchorline run`, and the commands that are one stage of it: sample, train, report.
 
 >>> from anchorline.cli.run import run
 """
@@ -117,18 +117,6 @@ def train(
         command="train",
         data_setting="pairs.file",
     )
-
-
-def evaluate(recipe: Recipe, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:
-    """Compare before and after on held-out prompts: rules kept, preference, drift, length.
-
-    [bold]Examples[/bold]
-
-      anchorline eval recipes/harbour.yaml
-
-      anchorline eval runs/harbour --json
-    """
-    run_stage(recipe, settings(overrides), out, upto="evaluate", as_json=as_json, command="eval")
 
 
 def report(recipe: Recipe, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:

@@ -40,7 +40,7 @@ def prompt_from_row(row: Mapping[str, Any], *, system: str | None = None) -> Pro
     messages = _conversation(_required(row, field, instead="messages"), field)
     if system is not None and messages[0].role != "system":
         messages = (Message("system", system), *messages)
-    return Prompt(_id(row, messages), messages)
+    return Prompt(_id(row, messages), messages, _text(row, "group"))
 
 
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
@@ -80,8 +80,9 @@ def failure_from_row(row: Mapping[str, Any]) -> Failure:
 
 
 def prompt_to_row(prompt: Prompt) -> Row:
-    """Id and messages."""
-    return {"id": prompt.id, "prompt": messages_to_rows(prompt.messages)}
+    """Id and messages, and the group where there is one."""
+    row = {"id": prompt.id, "prompt": messages_to_rows(prompt.messages)}
+    return row | {"group": prompt.group} if prompt.group else row
 
 
 def pair_to_row(pair: Pair, *, layout: Layout = "conversational") -> Row:

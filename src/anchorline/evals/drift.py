@@ -9,7 +9,7 @@ and the change in that token's log-prob. Both are 0 for a model that is unchange
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anchorline.data import messages_to_rows
@@ -25,10 +25,17 @@ MOST = 5
 """Prompts that drifted most, kept for the report."""
 
 
-def drift(subject: Subject, answers: Sequence[Answer], *, seed: int, progress: Progress = SILENT) -> dict[str, Any]:
-    """Means over all tokens, in nats, with a bootstrap 95 % interval over prompts.
+def drift(
+    subject: Subject,
+    answers: Sequence[Answer],
+    *,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Means over all tokens, in nats, with a bootstrap 95 % interval over prompts; the same for each group of prompts.
 
-    `answers` are the reference's own, to general prompts.
+    `answers` are the reference's own, to general prompts. `groups`: the group of each prompt by its id.
     """
     from anchorline.train.divergence import token_divergences
 
@@ -57,6 +64,18 @@ def drift(subject: Subject, answers: Sequence[Answer], *, seed: int, progress: P
                     }
                 )
             advance(len(batch))
+    named = groups or {}
+    members: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        members.setdefault(named.get(row["id"], ""), []).append(row)
+    return {
+        **_means(rows, seed),
+        "groups": {name: _means(members[name], seed) for name in sorted(members) if name},
+        "most": sorted(rows, key=lambda row: -row["kl_per_token"])[:MOST],
+    }
+
+
+def _means(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     lengths = [row["tokens"] for row in rows]
     kl = bootstrap_mean([row["kl_per_token"] for row in rows], seed=seed, weights=lengths)
     change = bootstrap_mean([row["logprob_change_per_token"] for row in rows], seed=seed, weights=lengths)
@@ -67,7 +86,8 @@ def drift(subject: Subject, answers: Sequence[Answer], *, seed: int, progress: P
         "low": kl.low,
         "high": kl.high,
         "logprob_change_per_token": change.mean,
-        "most": sorted(rows, key=lambda row: -row["kl_per_token"])[:MOST],
+        "change_low": change.low,
+        "change_high": change.high,
     }
 
 

@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from anchorline.data import (
-    answer_from_row,
-    answer_to_row,
-    append_jsonl,
     prompt_from_row,
-    read_appended,
     read_jsonl,
     write_jsonl,
 )
@@ -126,22 +122,6 @@ class RunContext:
 
         A file that is there already was finished by this very stage before it was interrupted.
         """
-        from anchorline.llm.hf_local import answer_batches
+        from anchorline.evals.answers import answer_all
 
-        partial = self.path(name + ".partial")
-        if self.path(name).is_file():
-            partial.unlink(missing_ok=True)
-            return self.read(name, answer_from_row)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        done = {row["id"]: answer_from_row(row) for _, row in read_appended(partial).rows}
-        label = Path(name).stem
-        with self.progress.task(f"answers: {label}", total=len(prompts), unit="answers") as advance:
-            advance(len(done))
-            for batch in answer_batches(loaded, prompts, settings, seed=self.recipe.seed, done=done.keys()):
-                append_jsonl(partial, [answer_to_row(answer) for answer in batch])
-                done |= {answer.id: answer for answer in batch}
-                advance(len(batch))
-        answers = [done[prompt.id] for prompt in prompts]
-        self.write(name, answers, answer_to_row)
-        partial.unlink(missing_ok=True)
-        return answers
+        return answer_all(self.path(name), loaded, prompts, settings, seed=self.recipe.seed, progress=self.progress)

@@ -308,7 +308,9 @@ def _evaluate(run: RunContext) -> list[Failure]:
         failures += scored.failures
     general = run.read("evals/general.jsonl", answer_from_row)
     if general:
-        table = drift(subject, general, seed=recipe.seed, progress=run.progress)
+        source = Path((recipe.prompts and recipe.prompts.general) or "general").stem
+        groups = {prompt.id: prompt.group or source for prompt in run.prompts("evals/general-prompts.jsonl")}
+        table = drift(subject, general, seed=recipe.seed, groups=groups, progress=run.progress)
         write_json(run.path("evals/drift.json"), table)
     return failures
 

@@ -1,0 +1,172 @@
+"""`anchorline eval`: before against after in a run, or any model by itself or against another.
+
+>>> from anchorline.cli.evaluate import evaluate
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anchorline.cli.options import Json, Set, run_stage, settings
+from anchorline.cli.show import exit_code, progress
+
+
+def evaluate(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A recipe or run folder; or leave it out and name --model."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model: a folder (adapter too), a hub id, embedded:….", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The other model; an adapter's base unless given.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of style,preference,drift,winrate,mixeval_hard,lm_eval.", metavar="NAMES", show_default=False
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="A file of prompts; may be repeated.", show_default=False)
+    ] = None,
+    style: Annotated[str | None, typer.Option(help="The style's YAML file.", show_default=False)] = None,
+    pairs: Annotated[str | None, typer.Option(help="Held-out pairs, for preference.", show_default=False)] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="Given answers to win against, in place of --against.", show_default=False)
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The folder of MixEval-Hard's files.", show_default=False)] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="The model that judges; the style's checks unless given.", show_default=False)
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Where the judge is served.", show_default=False)] = None,
+    parser: Annotated[
+        str | None, typer.Option(help="MixEval-Hard's answers read by rules or by judge.", show_default=False)
+    ] = None,
+    lm_task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task of lm-evaluation-harness; may be repeated.", show_default=False),
+    ] = None,
+    lm_include: Annotated[
+        str | None, typer.Option(help="A folder with your own task files for it.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first prompts, pairs, items.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder; of a recipe runs/NAME, else runs/eval.", show_default=False),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    r"""Compare before and after in a run, or evaluate any model, alone or against another.
+
+    [bold]Examples[/bold]
+
+      anchorline eval runs/harbour --json
+
+      anchorline eval --model runs/harbour/model --tasks style,winrate --style styles/harbour.yaml \
+        --prompts runs/harbour/evals/prompts.jsonl --out runs/checked
+    """
+    named = {
+        "against": against,
+        "style": style,
+        "pairs": pairs,
+        "answers": answers,
+        "data": data,
+        "parser": parser,
+        "lm_include": lm_include,
+        "judge__model": judge,
+        "judge__base_url": judge_url,
+    }
+    words = settings(overrides, **named)
+    if recipe is not None and model is None:
+        if len(words) > len(overrides or []) or tasks or prompts or lm_task or limit:
+            raise typer.Exit(exit_code(_either))
+        run_stage(recipe, list(overrides or []), out, upto="evaluate", as_json=as_json, command="eval")
+
+    def call() -> None:
+        if model is None or recipe is not None:
+            _either()
+        lists = {"prompts": prompts, "lm_tasks": lm_task, "tasks": tasks.split(",") if tasks else None, "limit": limit}
+        _evaluate({"model": model, **{k: v for k, v in lists.items() if v is not None}}, words, out, as_json=as_json)
+
+    raise typer.Exit(exit_code(call, again="the same command"))
+
+
+def _either() -> None:
+    from anchorline.errors import RecipeError
+
+    raise RecipeError("name either a recipe or run folder (with --set alone), or --model with its options")
+
+
+def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_json: bool) -> None:
+    from pydantic import ValidationError
+
+    from anchorline.data import write_json
+    from anchorline.errors import RecipeError
+    from anchorline.evals.runner import Evaluation
+    from anchorline.evals.settings import EvaluationSettings
+    from anchorline.evals.table import evaluate as evaluate_all
+    from anchorline.recipe.config import override_setting, problem
+    from anchorline.report.evaluation_page import write_evaluation_page
+
+    for word in words:
+        override_setting(data, word)
+    try:
+        asked = EvaluationSettings.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"eval: {problem(error)}") from None
+    folder = out or Path("runs/eval")
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress() as shown:
+        table = evaluate_all(Evaluation(asked, folder, progress=shown))
+    write_json(folder / "evaluation.json", table)
+    write_evaluation_page(folder / "evaluation.html", table)
+    if as_json:
+        print(json.dumps(table, ensure_ascii=False))
+    else:
+        _show(table, folder)
+
+
+def _show(table: dict[str, Any], folder: Path) -> None:
+    print(f"model: {table['model']}" + (f"; against: {table['against']}" if table["against"] else ""))
+    for name, task in table["tasks"].items():
+        print(f"{name}:")
+        for figure in task["figures"]:
+            print(f"  {figure['name']}: {_value(figure, figure)}, n = {figure['n']}{_beside(figure)}")
+        if task.get("table", {}).get("flips") is not None:
+            counts = task["table"]
+            rate = "–" if counts["flip_rate"] is None else f"{counts['flip_rate']:.1%}"
+            print(
+                f"  {counts['wins']} wins, {counts['losses']} losses, {counts['ties']} ties; flip rate {rate} of {counts['n']}"
+            )
+        for side, one in task.get("tables", {}).items():
+            if "overall" in one:
+                print(
+                    f"  {side}: {one['overall']['by_lot']} of {one['overall']['n']} answers could not be read; by lot"
+                )
+        for line in task.get("left_out", []):
+            print(f"  left out: {line}")
+    print(f"everything is in {folder}")
+
+
+def _value(figure: dict[str, Any], one: dict[str, Any]) -> str:
+    def text(value: float) -> str:
+        return f"{value:.1%}" if figure["unit"] == "share" else f"{value:.4f}"
+
+    if one["value"] is None:
+        return "–"
+    return text(one["value"]) + ("" if one["low"] is None else f" ({text(one['low'])} to {text(one['high'])})")
+
+
+def _beside(figure: dict[str, Any]) -> str:
+    if not figure["against"]:
+        return ""
+    found = figure["difference"]
+    p = "" if not found or found["p"] is None else f"; p = {found['p']:.3g} ({found['test']})"
+    return f"; against: {_value(figure, figure['against'])}{p}"

@@ -1,0 +1,130 @@
+"""What the evaluations of one model share: its answers, the model beside its reference, the judge, and the folder.
+
+Answers lie in the folder under a name made of model, prompts and settings, a judge's replies in the request cache beside
+them. So whatever was stopped goes on, and whatever was answered is not asked again.
+
+>>> work = Evaluation(EvaluationSettings(model="embedded:smollm2-135m-instruct"), Path("runs/eval"))  # doctest: +SKIP
+>>> work.answers("model", prompts, "held-out")  # doctest: +SKIP
+[Answer(id='a1', ...), ...]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from anchorline.data import prompt_to_row, read_prompts
+from anchorline.errors import UserError
+from anchorline.evals.answers import answer_all
+from anchorline.evals.settings import EvaluationSettings
+from anchorline.evals.subject import Subject, load_subject
+from anchorline.llm.build import build
+from anchorline.llm.cache import RequestCache
+from anchorline.llm.device import exact_dtype
+from anchorline.llm.models import Loaded, adapter_base, fingerprint, load, resolve
+from anchorline.llm.types import Endpoint, SampleSettings
+from anchorline.progress import SILENT, Progress
+from anchorline.style import Style, load_style
+from anchorline.types import Answer, Prompt
+
+Side = Literal["model", "against"]
+CACHE = "requests.sqlite"
+
+
+class Asked(NamedTuple):
+    """Prompts, and the group of each by its id: what its row says, else the file that it comes from."""
+
+    prompts: list[Prompt]
+    groups: dict[str, str]
+    problems: list[str]
+
+
+class Evaluation:
+    """See the module."""
+
+    def __init__(self, settings: EvaluationSettings, folder: Path, *, progress: Progress = SILENT) -> None:
+        self.settings, self.folder, self.progress = settings, folder, progress
+        self._loaded: tuple[str, Loaded] | None = None
+
+    @property
+    def against(self) -> str | None:
+        """The model to compare with: the one that is named, else an adapter's base."""
+        return self.settings.against or adapter_base(resolve(self.settings.model))
+
+    @cached_property
+    def style(self) -> Style:
+        """The style, which a task asked for."""
+        return load_style(self.need(self.settings.style, "--style"), trust_code=self.settings.trust_code)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """The prompts of all files."""
+        prompts: list[Prompt] = []
+        groups: dict[str, str] = {}
+        problems: list[str] = []
+        for source in self.settings.prompts or (self.need(None, "--prompts"),):
+            found = read_prompts(source)
+            taken = [prompt for prompt in found.rows[: self.settings.limit] if prompt.id not in groups]
+            prompts += taken
+            groups |= {prompt.id: prompt.group or Path(source).stem for prompt in taken}
+            problems += map(str, found.problems)
+        return Asked(prompts, groups, problems)
+
+    def need(self, value: str | None, option: str) -> str:
+        """The value, or a UserError that names the option."""
+        if value is None:
+            raise UserError(
+                f"{option} is lacking, which one of the tasks {', '.join(self.settings.tasks)} needs; add it"
+            )
+        return value
+
+    def loaded(self, side: Side) -> Loaded:
+        """The side's model; one at a time is kept."""
+        name = self.settings.model if side == "model" else self.need(self.against, "--against")
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = None
+            self._loaded = name, load(name, dtype=exact_dtype(self.settings.eval.dtype))
+        return self._loaded[1]
+
+    def answers(
+        self, side: Side, prompts: Sequence[Prompt], name: str, *, max_new_tokens: int | None = None
+    ) -> list[Answer]:
+        """The side's answers to the prompts, from its file where they are there."""
+        asked = self.settings.eval
+        sampling = SampleSettings(
+            max_new_tokens=max_new_tokens or asked.max_new_tokens,
+            temperature=asked.temperature,
+            batch_size=asked.batch_size,
+        )
+        model = self.settings.model if side == "model" else self.need(self.against, "--against")
+        parts = [fingerprint(resolve(model)), sampling.model_dump(), self.settings.seed, asked.dtype]
+        key = hashlib.sha256(json.dumps([*parts, [prompt_to_row(prompt) for prompt in prompts]]).encode()).hexdigest()
+        file = self.folder / "answers" / f"{name}-{side}-{key[:12]}.jsonl"
+        return answer_all(file, self.loaded(side), prompts, sampling, seed=self.settings.seed, progress=self.progress)
+
+    def subject(self) -> Subject:
+        """The model beside its reference, for log-probs by the plain forward, which every architecture has."""
+        model, against, dtype = self.settings.model, self.need(self.against, "--against"), self.settings.eval.dtype
+        self._loaded = None
+        trained = resolve(model)
+        base = adapter_base(trained)
+        if base is None or resolve(base) == resolve(against):
+            return load_subject(trained, against, dtype=exact_dtype(dtype), packed=False)
+        exact = exact_dtype(dtype)
+        return Subject(load(model, dtype=exact), load(against, dtype=exact).model, nullcontext, packed=False)
+
+    @asynccontextmanager
+    async def judge(self) -> AsyncIterator[Endpoint]:
+        """The model that judges, behind the cache in the folder."""
+        settings = self.settings.judge
+        if settings is None:
+            raise UserError("--judge is lacking; name the model that judges")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with RequestCache(self.folder / CACHE) as cache:
+            async with build(settings, cache=cache, run="eval") as endpoint:
+                yield endpoint

@@ -1,0 +1,115 @@
+"""Paired tests and the win rate: against closed forms, scipy and statsmodels, and coverage by simulation."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from anchorline.evals.length_control import length_controlled
+from anchorline.evals.paired import compare_results, mcnemar, spread
+from anchorline.evals.winrate import judge_answers, winrate_table
+from anchorline.judge import pairwise_judge
+from anchorline.llm.fake import FakeEndpoint
+from anchorline.types import Answer, Message, Verdict
+
+
+def answers(texts: Sequence[str]) -> list[Answer]:
+    return [Answer(str(n), (Message("user", f"Question {n}"),), text, "stop") for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(("more", "less"), [(9, 1), (5, 5), (0, 3), (12, 4)])
+def test_mcnemar_by_hand_and_by_statsmodels(more: int, less: int) -> None:
+    n = more + less
+    tail = sum(math.comb(n, k) for k in range(min(more, less) + 1)) / 2**n
+    a, b = [True] * more + [False] * less + [True] * 7, [False] * more + [True] * less + [True] * 7
+    assert mcnemar(a, b) == pytest.approx(min(1.0, 2 * tail))
+    from statsmodels.stats.contingency_tables import mcnemar as theirs
+
+    assert mcnemar(a, b) == pytest.approx(theirs([[7, more], [less, 0]], exact=True).pvalue)
+
+
+def test_a_permutation_of_signs_is_exact_where_all_are_tried() -> None:
+    # five differences above 0: of the 2^5 signs two are as extreme
+    found = compare_results([0.3, 0.4, 0.5, 0.9, 0.7], [0.2, 0.2, 0.2, 0.2, 0.2], seed=0)
+    assert found.test == "sign permutation" and found.n == 5
+    assert found.p == pytest.approx(2 / 32) and found.mean == pytest.approx(0.36)
+    assert found.low is not None and found.high is not None and found.low < 0.36 < found.high
+
+
+def test_what_has_no_spread_has_no_interval() -> None:
+    assert spread([0.5] * 9, seed=0) == (None, None)
+    same = compare_results([1, 0, 1], [1, 0, 1], seed=0)
+    assert (same.mean, same.low, same.p, same.test) == (0.0, None, 1.0, "McNemar, exact")
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(7)
+    inside = 0
+    for trial in range(120):
+        low, high = spread(generator.choice([0.0, 0.5, 1.0], 80, p=[0.2, 0.2, 0.6]).tolist(), seed=trial)
+        assert low is not None and high is not None
+        inside += low <= 0.7 <= high
+    assert 0.89 <= inside / 120 <= 0.99
+
+
+def test_a_judge_that_always_says_first_comes_out_even() -> None:
+    judge = pairwise_judge(FakeEndpoint("A is first.\nVERDICT: A"))
+    ours, theirs = answers(["long answer"] * 12), answers(["short"] * 12)
+    judged = asyncio.run(judge_answers(judge, ours, theirs))
+    table = winrate_table(judged.verdicts, [("a" * n, "b") for n in range(12)], seed=0)
+    assert (table["n"], table["win_rate"], table["flip_rate"]) == (12, 0.5, 1.0)
+    assert (table["wins"], table["losses"], table["ties"], table["flips"]) == (0, 0, 12, 12)
+    assert table["low"] < 0.3 and table["high"] > 0.7, "twelve flips know nothing"
+    assert table["length_controlled"]["rate"] is None
+
+
+def test_a_reply_without_a_verdict_is_no_tie() -> None:
+    def script(request: object) -> str:
+        return "no idea" if "Question 1\n" in str(request).replace("\\n", "\n") else "VERDICT: TIE"
+
+    judged = asyncio.run(judge_answers(pairwise_judge(FakeEndpoint(script)), answers("abc"), answers("xyz")))
+    assert [failure.id for failure in judged.failures] == ["1"] and judged.failures[0].kind == "unreadable"
+    assert len(judged.verdicts) == len(judged.answers) == 2
+
+
+def test_a_win_rate_counts_a_tie_as_half() -> None:
+    verdicts = [Verdict("a"), Verdict("a"), Verdict("b"), Verdict("tie")]
+    table = winrate_table(verdicts, [("a", "b")] * 4, seed=0)
+    assert table["win_rate"] == 2.5 / 4 and table["low"] <= 0.625 <= table["high"]
+
+
+def test_length_control_takes_away_what_length_alone_won() -> None:
+    # the longer answer wins, whoever wrote it, and ours are mostly longer
+    generator = np.random.default_rng(1)
+    delta = generator.normal(150, 100, 200)
+    wins = (generator.random(200) < 1 / (1 + np.exp(-3 * np.tanh(delta / delta.std(ddof=1))))).astype(float)
+    found = length_controlled(wins.tolist(), delta.tolist(), seed=0)
+    assert wins.mean() > 0.8 and found.rate is not None and found.low is not None and found.high is not None
+    assert found.low <= 0.5 < found.high and found.rate < wins.mean() - 0.15
+    assert found.length_effect is not None and found.length_effect > 1
+
+
+def test_length_control_is_statsmodels_logit_where_the_penalty_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import statsmodels.api as sm
+
+    from anchorline.evals import length_control
+
+    monkeypatch.setattr(length_control, "_strength", lambda *_: 1e6)
+    generator = np.random.default_rng(3)
+    delta, wins = generator.normal(20, 100, 150), generator.choice([0.0, 0.5, 1.0], 150)
+    found = length_controlled(wins.tolist(), delta.tolist(), seed=0)
+    columns = np.column_stack([np.ones(150), np.tanh(delta / delta.std(ddof=1))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theta, phi = sm.GLM(wins, columns, family=sm.families.Binomial()).fit().params
+    assert found.rate == pytest.approx(1 / (1 + math.exp(-theta)), abs=2e-3)
+    assert found.length_effect == pytest.approx(phi, abs=1e-2)
+
+
+def test_too_few_results_are_not_fitted() -> None:
+    assert length_controlled([1.0, 0.0] * 4, [1.0] * 8, seed=0).rate is None
