@@ -61,7 +61,7 @@ def keep_freed_memory() -> bool:
     most = 2**31 - 4096  # of a C int, in bytes
     settings = {-3: most, -1: most, -2: 64 * 2**20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(name, value) for name, value in settings.items()])
+    return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())
 
 
 class Products(NamedTuple):

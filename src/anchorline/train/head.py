@@ -136,7 +136,7 @@ def _scores(
 def _add(total_VD: Tensor, product_VD: Tensor) -> None:
     """Add in blocks: torch adds another format by way of a copy in the sum's own, as large as the matrix."""
     for total, product in zip(total_VD.split(ROWS), product_VD.split(ROWS), strict=True):
-        total += product
+        total.add_(product)
 
 
 def _slope(cap: float, scores_CV: Tensor) -> Tensor:
