@@ -31,8 +31,10 @@ class MeanInterval(NamedTuple):
     high: float | None
 
 
-def wilson(kept: int, n: int, *, level: float = 0.95) -> Interval:
+def wilson(kept: float, n: int, *, level: float = 0.95) -> Interval:
     """Wilson's score interval of the share kept / n.
+
+    `kept` may have halves in it, as of ties.
 
     It stays inside 0 to 1 and keeps a width at 0 of n and n of n, where the textbook interval has none.
 
