@@ -64,26 +64,32 @@ def advise(
 
 
 def _place(chosen: WinRate, rejected: WinRate, *, own_rejected: bool) -> tuple[Place, bool, str]:
-    match chosen.side, rejected.side:
-        case "below", "above":
-            return "between", True, "the policy is worse than chosen and better than rejected"
-        case "above", "above":
-            return "above", True, "the policy is better than both answers"
-        case "below", "below":
-            return "below", True, "the policy is worse than both answers, for which the paper gives no objective"
-        case "below", "open" if own_rejected:
-            return "between", True, "the policy is worse than chosen, and rejected is its own answer"
-        case "above", "below":
-            return (
-                "contradiction",
-                False,
-                "the policy beats chosen and loses to rejected: this judge would turn the pairs round; look at the labels",
-            )
-    sides = [name for name, rate in (("chosen", chosen), ("rejected", rejected)) if rate.side == "open"]
+    sides = (chosen.side, rejected.side)
+    if sides == ("below", "open") and own_rejected:
+        return "between", True, "the policy is worse than chosen, and rejected is its own answer"
+    if sides in _PLACES:
+        return _PLACES[sides]
+    unsure = [name for name, rate in (("chosen", chosen), ("rejected", rejected)) if rate.side == "open"]
     n = min(chosen.n, rejected.n)
     if n == 0:
         return "not settled", False, "nothing could be judged"
-    return "not settled", False, f"the interval against {' and against '.join(sides)} holds 50 % (n = {n})"
+    return "not settled", False, f"the interval against {' and against '.join(unsure)} holds 50 % (n = {n})"
+
+
+_PLACES: dict[tuple[str, str], tuple[Place, bool, str]] = {
+    ("below", "above"): ("between", True, "the policy is worse than chosen and better than rejected"),
+    ("above", "above"): ("above", True, "the policy is better than both answers"),
+    ("below", "below"): (
+        "below",
+        True,
+        "the policy is worse than both answers, for which the paper gives no objective",
+    ),
+    ("above", "below"): (
+        "contradiction",
+        False,
+        "the policy beats chosen and loses to rejected: this judge would turn the pairs round; look at the labels",
+    ),
+}
 
 
 def own_objectives(

@@ -110,7 +110,7 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
         table.add_row(f"against {side}", share, interval, *(str(rate[name]) for name in ("n", "ties", "flips")))
     console.print(table)
     console.print(
-        f"Judge {found['judge']}; {found['judged']} of {found['pairs']} pairs judged, {found['cut']} answers cut at the token limit."
+        f"Judge {found['judge']}; {found['judged']} of {found['pairs']} pairs judged; {found['cut']} answers were cut."
     )
     for warned in found["warnings"]:
         console.print(f"Warning: {warned['text']}")
@@ -123,9 +123,9 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
         counts = ", ".join(f"{n} {name}" for name, n in sorted(found["per_pair"]["counts"].items()))
         console.print(f"{found['per_pair']['n']} pairs with their objective in {found['per_pair']['file']}: {counts}")
     mark = "" if found["settled"] else "NOT SETTLED, so by default: "
-    console.print(
-        f"Recommendation: {mark}{found['objective']}; {found['reason']}. {_more(found)}All of it: {folder / 'advise.json'}"
-    )
+    name = f"{found['objective']} (experimental)" if found["objective"] == "apo_up" else found["objective"]
+    console.print(f"All of it: {folder / 'advise.json'}")
+    console.print(f"Recommendation: {mark}{name}; {found['reason']}. {_more(found)}", soft_wrap=True)
 
 
 def _more(found: dict[str, Any]) -> str:
