@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
+ObjectiveName = Literal["apo_zero", "apo_down", "apo_up", "apo_zero_unpaired", "dpo", "kto", "sft"]
+"""The objectives; `objectives.names` says what each is for."""
+OBJECTIVE_NAMES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -68,6 +71,8 @@ class Pair:
     chosen: str
     rejected: str
     provenance: Provenance = field(default_factory=Provenance)
+    objective: ObjectiveName | None = None
+    """What this pair is trained with, whatever the others are."""
 
     def swap(self) -> Pair:
         """The same pair with the answers exchanged."""

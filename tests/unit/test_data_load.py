@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from anchorline.data import read_pairs, read_prompts, read_unpaired, scan_rows, write_jsonl, write_rows
+from anchorline.data.formats import pair_to_row
 from anchorline.errors import DataError
 from anchorline.types import Message, prompt_id
 
@@ -224,3 +225,16 @@ print({"torch", "transformers"} & set(sys.modules))
     before, error, after = done.stdout.splitlines()
     assert before == after == "set()"
     assert error.startswith("anchorline-tests/there-is-no-such-set: no such file, and not readable as a hub data set")
+
+
+def test_an_own_objective_is_read_and_written_and_an_unknown_one_has_its_line(tmp_path):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        "".join(json.dumps(row | more) + "\n" for more in ({}, {"objective": "apo_up"}, {"objective": "ppo"}))
+    )
+    loaded = read_pairs(file)
+    assert [pair.objective for pair in loaded.rows] == [None, "apo_up"]
+    assert [pair_to_row(pair).get("objective") for pair in loaded.rows] == [None, "apo_up"]
+    (problem,) = loaded.problems
+    assert (problem.line, problem.field) == (3, "objective") and "'ppo'" in str(problem) and "apo_up" in str(problem)

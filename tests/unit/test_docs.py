@@ -62,7 +62,7 @@ def tabled_settings() -> dict[str, str]:
 
 def test_every_setting_is_described_and_no_other() -> None:
     # the groups of defaults have a heading each; those that may be null have a row
-    groups = {"sample", "pairs", "train", "eval"}
+    groups = {"sample", "pairs", "advise", "train", "eval"}
     assert set(tabled_settings()) == {name for name, _ in settings()} - groups
 
 

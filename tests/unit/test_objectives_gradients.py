@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorline.objectives.apo import apo_down, apo_zero, apo_zero_unpaired
+from anchorline.objectives.apo import apo_down, apo_up, apo_zero, apo_zero_unpaired
 from anchorline.objectives.dpo import dpo
 from anchorline.objectives.kto import kto
 from anchorline.objectives.logps import AnswerLogps, PairLogps
@@ -24,13 +24,14 @@ def d(r):
     return s(r) * (1 - s(r))
 
 
-# (loss, gradient on r_w, gradient on r_l) of one pair, as the paper's table has them
+# (loss, gradient on r_w, gradient on r_l) of one pair, as the paper's table has them; apo_up's from docs/objectives.md
 PAIR_TABLE = {
     apo_zero: lambda r_w, r_l: (1 - s(r_w) + s(r_l), -d(r_w), d(r_l)),
     apo_down: lambda r_w, r_l: (s(r_w) + 1 - s(r_w - r_l), d(r_w) - d(r_w - r_l), d(r_w - r_l)),
+    apo_up: lambda r_w, r_l: (2 - s(r_l) - s(r_w - r_l), -d(r_w - r_l), d(r_w - r_l) - d(r_l)),
     dpo: lambda r_w, r_l: (-math.log(s(r_w - r_l)), -s(r_l - r_w), s(r_l - r_w)),
 }
-BOUNDS = {apo_zero: (0, 2), apo_down: (0, 2), dpo: (0, math.inf)}
+BOUNDS = {apo_zero: (0, 2), apo_down: (0, 2), apo_up: (0, 2), dpo: (0, math.inf)}
 REWARD = st.floats(-30, 30)
 BETA = st.floats(0.01, 2)
 
@@ -91,7 +92,7 @@ def test_kto_is_the_papers(reward, beta, label, point, weight):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("objective", "loss", "on_chosen", "on_rejected"),
-    [(apo_zero, 1, -0.25, 0.25), (apo_down, 1, 0, 0.25), (dpo, math.log(2), -0.5, 0.5)],
+    [(apo_zero, 1, -0.25, 0.25), (apo_down, 1, 0, 0.25), (apo_up, 1, -0.25, 0), (dpo, math.log(2), -0.5, 0.5)],
 )
 def test_where_policy_is_reference(objective, loss, on_chosen, on_rejected, dtype):
     logps = pair(0, 0, beta=0.1, dtype=dtype)
@@ -101,6 +102,8 @@ def test_where_policy_is_reference(objective, loss, on_chosen, on_rejected, dtyp
     assert (chosen, rejected) == pytest.approx((on_chosen, on_rejected), abs=1e-7)
     if objective is apo_down:
         assert chosen == 0  # exactly: the two slopes are the same number
+    if objective is apo_up:
+        assert rejected == 0
 
 
 def test_unpaired_where_policy_is_reference():
@@ -119,6 +122,21 @@ def test_apo_down_pushes_chosen_up_where_the_margin_is_nearer_to_zero():
     on_chosen, on_rejected = slopes(apo_down(logps, beta=0.1), logps, beta=0.1)
     assert on_chosen == pytest.approx(-0.0916182, abs=1e-6)
     assert on_rejected == pytest.approx(0.1966119, abs=1e-6)
+
+
+def test_apo_up_pushes_rejected_down_where_the_margin_is_nearer_to_zero():
+    """At r = (2, 3): the slope is -d(-1) = -0.1966 on chosen, d(-1) - d(3) = 0.1966 - 0.0452 on rejected."""
+    logps = pair(2, 3, beta=0.1)
+    on_chosen, on_rejected = slopes(apo_up(logps, beta=0.1), logps, beta=0.1)
+    assert on_chosen == pytest.approx(-0.1966119, abs=1e-6)
+    assert on_rejected == pytest.approx(0.1514353, abs=1e-6)
+
+
+@given(chosen=REWARD, rejected=REWARD)
+def test_apo_up_is_apo_down_seen_in_a_mirror(chosen, rejected):
+    """apo_up(r_w, r_l) = apo_down(-r_l, -r_w): raising is lowering of the negative, and the margin stays."""
+    up, down = pair(chosen, rejected, beta=0.5), pair(-rejected, -chosen, beta=0.5)
+    assert apo_up(up, beta=0.5).item() == pytest.approx(apo_down(down, beta=0.5).item(), abs=1e-9)
 
 
 def test_sft_is_per_token_of_the_wanted_answers():

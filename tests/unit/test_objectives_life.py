@@ -89,6 +89,10 @@ NEAR = STUCK_REWARD - 0.01
         ("apo_down", -FAR, -FAR, "live"),  # the gap is open
         ("apo_down", -2 * FAR, -FAR, "stranded"),
         ("apo_down", FAR, 0.0, "stranded"),  # it should have fallen
+        ("apo_up", 2 * FAR + 0.01, FAR, "won"),
+        ("apo_up", FAR, FAR, "live"),  # the gap is open
+        ("apo_up", FAR, 2 * FAR, "stranded"),
+        ("apo_up", 0.0, -FAR, "stranded"),  # it should have risen
         ("dpo", -20.0, -20.0 - math.log(9) - 0.01, "won"),
         ("dpo", -20.0, -20.0 - math.log(9) + 0.01, "live"),
         ("dpo", -50.0, 0.0, "live"),
@@ -109,7 +113,7 @@ def test_ktos_rewards_are_seen_from_its_anchor():
     assert answer_life({"sft": 1.0}, 9.0, wanted=True) is None
 
 
-@pytest.mark.parametrize("objective", ["apo_zero", "apo_down", "dpo"])
+@pytest.mark.parametrize("objective", ["apo_zero", "apo_down", "apo_up", "dpo"])
 def test_a_won_pair_has_under_a_tenth_of_the_pull_left_by_autograd(objective):
     """The states are made from formulas, the pull by autograd: they must agree."""
     ticks = torch.linspace(-12, 12, 41).tolist()

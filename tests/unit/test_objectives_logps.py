@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from anchorline.objectives.apo import apo_down, apo_zero, apo_zero_unpaired
+from anchorline.objectives.apo import apo_down, apo_up, apo_zero, apo_zero_unpaired
 from anchorline.objectives.dpo import dpo
 from anchorline.objectives.kto import kto, reference_point
 from anchorline.objectives.logps import AnswerLogps, PairLogps, pair_rewards, pairs_as_answers, rewards
@@ -29,6 +29,7 @@ ANSWERS = pairs_as_answers(PAIRS)
 OF_PAIRS = {
     "apo_zero": apo_zero,
     "apo_down": apo_down,
+    "apo_up": apo_up,
     "dpo": dpo,
     "sft": sft,
     "pairs_as_answers": pairs_as_answers,
@@ -113,7 +114,7 @@ def test_reference_point_and_its_refusals():
 
 
 def test_no_rows_give_no_losses():
-    for function in (apo_zero, apo_down, dpo, sft):
+    for function in (apo_zero, apo_down, apo_up, dpo, sft):
         assert function(PairLogps(*(tensor[:0] for tensor in PAIRS))).shape == (0,)
     for name in ("apo_zero_unpaired", "kto", "sft"):
         assert OF_ANSWERS[name](AnswerLogps(*(tensor[:0] for tensor in ANSWERS))).shape == (0,)

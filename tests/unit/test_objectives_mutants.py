@@ -29,6 +29,7 @@ CHOSEN_TOKENS, REJECTED_TOKENS = [4, 8], [5, 10]
 PAIR_CHECKS = {  # losses; gradients on r_w; gradients on r_l
     "apo_zero": ([0.6464821, 0.9282230], [-0.1966119, -0.1049936], [0.2350037, 0.0451767]),
     "apo_down": ([0.9134841, 0.3881443], [0.0474654, -0.0916183], [0.1491465, 0.1966119]),
+    "apo_up": ([0.8048848, 1.2215155], [-0.1491465, -0.1966119], [-0.0858572, 0.1514352]),
     "dpo": ([0.2014133, 0.3132617], [-0.1824255, -0.2689414], [0.1824255, 0.2689414]),
 }
 # the four answers as single ones, labels True, True, False, False; kto with z = 1, so r - BETA z = r - 1/2
@@ -92,6 +93,7 @@ def close(got, expected):
 CASES = {
     "apo_zero": (apo, ["apo_zero"], passes_pair_checks),
     "apo_down": (apo, ["apo_down"], passes_pair_checks),
+    "apo_up": (apo, ["apo_up"], passes_pair_checks),
     "dpo": (dpo_module, ["dpo"], passes_pair_checks),
     "apo_zero_unpaired": (apo, ["apo_zero_unpaired"], passes_answer_checks),
     "kto": (kto, ["kto"], passes_answer_checks),
@@ -186,7 +188,7 @@ def test_there_are_mutants_of_every_objective():
     assert min(found.count(name) for name in CASES) >= 3
 
 
-@pytest.mark.parametrize("name", ["apo_zero", "apo_down", "dpo", "apo_zero_unpaired", "kto"])
+@pytest.mark.parametrize("name", ["apo_zero", "apo_down", "apo_up", "dpo", "apo_zero_unpaired", "kto"])
 def test_a_flipped_reward_is_rejected(name):
     """The sign inside `rewards`, and chosen and rejected exchanged inside `pair_rewards`."""
     module, _, check = CASES[name]
@@ -201,7 +203,7 @@ def test_a_flipped_reward_is_rejected(name):
         assert changes or helper == "answer_rewards"
 
 
-@pytest.mark.parametrize("name", ["apo_zero", "apo_down", "dpo"])
+@pytest.mark.parametrize("name", ["apo_zero", "apo_down", "apo_up", "dpo"])
 def test_policy_and_reference_exchanged_are_rejected(name):
     module, _, check = CASES[name]
 

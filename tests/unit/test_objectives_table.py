@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorline.errors import RecipeError, UserError
-from anchorline.objectives.apo import apo_down, apo_zero, apo_zero_unpaired
+from anchorline.objectives.apo import apo_down, apo_up, apo_zero, apo_zero_unpaired
 from anchorline.objectives.dpo import dpo
 from anchorline.objectives.kto import kto
 from anchorline.objectives.logps import PairLogps, pairs_as_answers
@@ -46,7 +46,7 @@ def test_parse(value, weights):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("apo_one", "'apo_one'.*apo_zero, apo_down, apo_zero_unpaired, dpo, kto, sft"),
+        ("apo_one", "'apo_one'.*apo_zero, apo_down, apo_up, apo_zero_unpaired, dpo, kto, sft"),
         ("apo_zero:1", "unknown objective 'apo_zero:1'"),
         ("=1", "unknown objective ''"),
         ({3: 1.0}, "unknown objective 3"),
@@ -81,14 +81,18 @@ def test_text_and_mapping_say_the_same(weights):
 
 
 def test_table_and_names_agree():
-    assert list(OBJECTIVES) == list(DESCRIPTIONS) == ["apo_zero", "apo_down", "apo_zero_unpaired", "dpo", "kto", "sft"]
+    assert (
+        list(OBJECTIVES)
+        == list(DESCRIPTIONS)
+        == ["apo_zero", "apo_down", "apo_up", "apo_zero_unpaired", "dpo", "kto", "sft"]
+    )
     for name, objective in OBJECTIVES.items():
         assert objective.function.__name__ == name
         assert objective[1:] == tuple(DESCRIPTIONS[name])
 
 
 def test_each_pair_objective_by_name():
-    for name, function in {"apo_zero": apo_zero, "apo_down": apo_down, "dpo": dpo}.items():
+    for name, function in {"apo_zero": apo_zero, "apo_down": apo_down, "apo_up": apo_up, "dpo": dpo}.items():
         assert torch.equal(loss(name, PAIRS, beta=0.3), function(PAIRS, beta=0.3))
     assert torch.equal(loss("sft", PAIRS), sft(PAIRS))
     assert torch.equal(loss("sft", ANSWERS), sft(ANSWERS))
@@ -116,7 +120,7 @@ def test_no_pairs_no_losses():
     assert loss("apo_zero=1,apo_zero_unpaired=1,sft=1", empty).shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["apo_zero", "apo_down", "dpo"])
+@pytest.mark.parametrize("name", ["apo_zero", "apo_down", "apo_up", "dpo"])
 def test_a_pair_objective_refuses_single_answers(name):
     with pytest.raises(UserError, match=f"^{name} needs pairs.*use one of apo_zero_unpaired, kto, sft"):
         loss({"sft": 0.2, name: 1.0}, ANSWERS)

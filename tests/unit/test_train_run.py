@@ -26,6 +26,7 @@ from anchorline.errors import DataError, ModelError, TrainingError, UserError
 from anchorline.train.config import LoraSettings, TrainSettings
 from anchorline.train.forward import plain_logps
 from anchorline.train.run import train
+from anchorline.train.score import score
 from anchorline.train.tokenise import tokenise
 from anchorline.types import Message, Pair, Unpaired
 
@@ -81,6 +82,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 FIRST_LOSS = {
     "apo_zero": 1.0,
     "apo_down": 1.0,
+    "apo_up": 1.0,
     "dpo": math.log(2),
     "kto": 0.5,
     "apo_zero_unpaired": 0.5,
@@ -89,6 +91,7 @@ FIRST_LOSS = {
 WAY = {
     "apo_zero": (1, -1),
     "apo_down": (None, -1),
+    "apo_up": (1, None),
     "dpo": (None, -1),
     "kto": (1, -1),
     "apo_zero_unpaired": (1, -1),
@@ -608,3 +611,26 @@ def test_a_system_message_and_earlier_turns_are_part_of_the_prompt(model, tmp_pa
     said = (Message("system", "w1"), Message("user", "w2"), Message("assistant", "w3"), Message("user", "w4"))
     made = train([Pair("p", said, "w5 w6", "w7")], model, settings(epochs=1), tmp_path)
     assert made.rows == 1 and pairs(tmp_path)[0]["chosen_tokens"] == 3
+
+
+def test_each_pair_is_trained_and_recorded_and_scored_by_its_own_objective(model, tmp_path):
+    own = ["dpo", None, "apo_up", None, "dpo", "apo_down"]
+    mixed = [replace(row, objective=name) for row, name in zip(ROWS, own, strict=True)]
+    train(mixed, model, settings(pairs_per_step=6, tokens_per_row=500), tmp_path)
+    first = {row["id"]: row for row in pairs(tmp_path) if row["step"] == 1}
+    assert [first[row.id]["objective"] for row in mixed] == own
+    assert [first[row.id]["loss"] for row in mixed] == pytest.approx(
+        [math.log(2) if name == "dpo" else 1 for name in own], abs=1e-3
+    )
+    slopes = [(first[row.id]["chosen_gradient"], first[row.id]["rejected_gradient"]) for row in mixed]
+    start = {"dpo": (-0.5, 0.5), "apo_up": (-0.25, 0), "apo_down": (0, 0.25), None: (-0.25, 0.25)}
+    assert sum(slopes, ()) == pytest.approx(sum((start[name] for name in own), ()), abs=1e-3)
+
+    scored = {row["id"]: row for row in score(mixed, str(tmp_path / "model"), settings()).rows}
+    for row, name in zip(mixed, own, strict=True):
+        new = scored[row.id]
+        assert new.get("objective") == name
+        (alone,) = score([replace(row, objective=None)], str(tmp_path / "model"), settings(name or "apo_zero")).rows
+        assert (new["loss"], new["chosen_weight"], new["state"]) == pytest.approx(
+            (alone["loss"], alone["chosen_weight"], alone["state"]), abs=1e-4
+        )

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from anchorline import __version__
+from anchorline.cli.advise import advise
 from anchorline.cli.cache import cache
 from anchorline.cli.evaluate import evaluate
 from anchorline.cli.export import export
@@ -52,6 +53,7 @@ app.command()(pairs)
 app.command()(measure)
 app.command()(export)
 app.command()(train)
+app.command()(advise)
 app.command()(score)
 app.command("eval")(evaluate)
 app.command()(report)

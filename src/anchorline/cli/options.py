@@ -34,7 +34,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Objective = Annotated[
     str | None,
     typer.Option(
-        help="apo_zero, apo_down, apo_zero_unpaired, dpo, kto, sft, or a sum: apo_zero=1,sft=0.2", show_default=False
+        help="apo_zero, apo_down, apo_up (experimental), apo_zero_unpaired, dpo, kto, sft, or a sum: "
+        "apo_zero=1,sft=0.2; auto: the advisor chooses.",
+        show_default=False,
     ),
 ]
 Model = Annotated[

@@ -67,7 +67,7 @@ def _score(
 ) -> tuple[Scored, list[str]]:
     from anchorline.data import read_pairs, read_unpaired, scan_rows
     from anchorline.errors import RecipeError
-    from anchorline.recipe import load_recipe
+    from anchorline.recipe import decided, load_recipe
 
     if out and out.suffix.lower() not in (".json", ".jsonl", ".parquet"):
         raise RecipeError(f"--out {out}: expected a file .parquet, .jsonl or .json")
@@ -75,6 +75,7 @@ def _score(
     folder = Path(model)
     if (folder / "recipe.yaml").is_file():
         recipe = load_recipe(model, overrides)
+        recipe = recipe.model_copy(update={"train": decided(recipe, folder)})
         pairs, model = pairs or str(folder / "pairs.jsonl"), str(folder / "model")
         against = against or recipe.model
     elif pairs is None:

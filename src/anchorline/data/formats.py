@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from anchorline.errors import DataError
 from anchorline.types import (
+    OBJECTIVE_NAMES,
     ROLES,
     Answer,
     Failure,
@@ -44,7 +45,10 @@ def prompt_from_row(row: Mapping[str, Any], *, system: str | None = None) -> Pro
 
 
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
-    """TRL's conversational or plain `prompt, chosen, rejected`; conversations may repeat or replace the prompt."""
+    """TRL's conversational or plain `prompt, chosen, rejected`; conversations may repeat or replace the prompt.
+
+    A column `objective` names what this pair is trained with.
+    """
     prompt, chosen = _response(row, "chosen")
     other, rejected = _response(row, "rejected")
     if prompt != other:
@@ -52,7 +56,11 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     if chosen == rejected:
         raise DataError("chosen and rejected are identical, so there is nothing to prefer", field="chosen")
     provenance = Provenance(*(_text(row, name) for name in ("maker", "policy", "reviser")), details=_details(row))
-    return Pair(_id(row, prompt), prompt, chosen, rejected, provenance)
+    objective = row.get("objective")
+    if objective is not None and objective not in OBJECTIVE_NAMES:
+        known = ", ".join(OBJECTIVE_NAMES)
+        raise DataError(f"is {_show(objective)}, expected one of {known}, or none", field="objective")
+    return Pair(_id(row, prompt), prompt, chosen, rejected, provenance, objective)
 
 
 def unpaired_from_row(row: Mapping[str, Any]) -> Unpaired:
@@ -86,7 +94,7 @@ def prompt_to_row(prompt: Prompt) -> Row:
 
 
 def pair_to_row(pair: Pair, *, layout: Layout = "conversational") -> Row:
-    """Every pair gets the same columns, with its provenance. `plain` is for prompts of one user turn only."""
+    """The same columns for every pair, and `objective` where it has its own. `plain` holds prompts of one user turn only."""
     if layout == "plain":
         if [m.role for m in pair.prompt] != ["user"]:
             raise DataError(f"pair {pair.id} has more than one user turn: the plain layout cannot hold it")
@@ -99,7 +107,8 @@ def pair_to_row(pair: Pair, *, layout: Layout = "conversational") -> Row:
         }
     origin = pair.provenance
     details = {"policy": origin.policy, "reviser": origin.reviser, "details": dict(origin.details)}
-    return {"id": pair.id, **texts, "maker": origin.maker, **details}
+    own = {"objective": pair.objective} if pair.objective else {}
+    return {"id": pair.id, **texts, "maker": origin.maker, **details, **own}
 
 
 def unpaired_to_row(unpaired: Unpaired) -> Row:

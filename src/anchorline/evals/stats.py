@@ -34,6 +34,8 @@ class MeanInterval(NamedTuple):
 def wilson(kept: float, n: int, *, level: float = 0.95) -> Interval:
     """Wilson's score interval of the share kept / n.
 
+    `kept` may have halves in it, as of ties.
+
     It stays inside 0 to 1 and keeps a width at 0 of n and n of n, where the textbook interval has none.
 
     centre = (p + z²/2n) / (1 + z²/n);  half width = z / (1 + z²/n) · √(p(1 − p)/n + z²/4n²)

@@ -12,7 +12,7 @@ their module, so they cannot stand here too):
 | module | names |
 |---|---|
 | `logps` | `PairLogps`, `AnswerLogps`, `PairRewards`, `pairs_as_answers`, `rewards`, `pair_rewards`, `answer_rewards` |
-| `apo` | `apo_zero`, `apo_down`, `apo_zero_unpaired` |
+| `apo` | `apo_zero`, `apo_down`, `apo_up`, `apo_zero_unpaired` |
 | `dpo`, `kto`, `sft` | `dpo`; `kto`, `reference_point`; `sft` |
 | `metrics` | `PairMetrics`, `pair_metrics`, `gradient_weight`, `STUCK_REWARD` |
 | `table` | `Objective`, `OBJECTIVES`, `loss` |

@@ -42,6 +42,19 @@ def apo_down(logps: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pairs"]:
     return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
 
 
+def apo_up(logps: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pairs"]:
+    """Experimental, ours: for pairs both of whose answers are better than what the model writes now: raises both.
+
+    Loss: 1 - s(r_l) + 1 - s(r_w - r_l); the mirror of `apo_down`. No paper: arXiv 2408.06266 has no objective for a model
+    below both answers. Derived in docs/objectives.md. Gradient: -d(r_w - r_l) on r_w, d(r_w - r_l) - d(r_l) on r_l. So at
+    the start rejected stands exactly still and only chosen moves; and rejected is pushed down, not up, wherever the margin
+    is nearer to 0 than r_l (at r = (2, 3), for one).
+    Shapes: [pairs] in and out. Between 0 and 2, and 1 where policy is the reference.
+    """
+    chosen, rejected = pair_rewards(logps, beta=beta)
+    return torch.sigmoid(-rejected) + torch.sigmoid(rejected - chosen)
+
+
 def apo_zero_unpaired(logps: AnswerLogps, *, beta: float = 0.1) -> Float[Tensor, " answers"]:
     """`apo_zero` for single labelled answers: raises the wanted ones, lowers the others. No KL estimate is needed.
 

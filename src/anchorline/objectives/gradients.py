@@ -114,6 +114,7 @@ def _imitation(label: Bool[Tensor, " rows"], tokens: Int[Tensor, " rows"], kto: 
 _PEAKS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "apo_zero": _logistic,
     "apo_down": _logistic,
+    "apo_up": _logistic,
     "apo_zero_unpaired": _logistic,
     "dpo": _log_logistic,
     "kto": _kto,

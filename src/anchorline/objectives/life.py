@@ -60,6 +60,7 @@ def _state(terms: Sequence[_Term]) -> State | None:
 _PAIR_TERMS: dict[str, Callable[[float, float, float], list[_Term]]] = {
     "apo_zero": lambda w, x, _: [_Term(w), _Term(-x)],
     "apo_down": lambda w, x, _: [_Term(-w), _Term(w - x)],
+    "apo_up": lambda w, x, _: [_Term(x), _Term(w - x)],
     "apo_zero_unpaired": lambda w, x, _: [_Term(w), _Term(-x)],
     "dpo": lambda w, x, _: [_Term(w - x, WON_MARGIN, -math.inf)],
     "kto": lambda w, x, anchor: [_Term(w - anchor), _Term(anchor - x)],

@@ -38,7 +38,7 @@ class PairMetrics(NamedTuple):
     rejected_stuck: Bool[Tensor, " pairs"]
     """r_l > STUCK_REWARD: apo_zero and apo_zero_unpaired barely lower this rejected answer any more."""
     margin_stuck: Bool[Tensor, " pairs"]
-    """margin < -STUCK_REWARD: apo_down barely opens this gap any more. (dpo is steepest there.)"""
+    """margin < -STUCK_REWARD: apo_down and apo_up barely open this gap any more. (dpo is steepest there.)"""
 
 
 def pair_metrics(logps: PairLogps, *, beta: float) -> PairMetrics:

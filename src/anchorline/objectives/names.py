@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from anchorline.errors import RecipeError
+from anchorline.types import OBJECTIVE_NAMES
 
 
 class Description(NamedTuple):
@@ -38,6 +39,9 @@ DESCRIPTIONS: dict[str, Description] = {
     "apo_down": Description(
         "pairs", True, False, "the model already writes better than chosen: lower both, rejected more"
     ),
+    "apo_up": Description(
+        "pairs", True, False, "experimental, ours: both answers are better than what the model writes: raise both"
+    ),
     "apo_zero_unpaired": Description(
         "answers", True, False, "single labelled answers: raise the wanted, lower the others"
     ),
@@ -47,6 +51,8 @@ DESCRIPTIONS: dict[str, Description] = {
         "either", False, False, "a baseline, or a small term beside another: imitate the wanted answers"
     ),
 }
+
+assert tuple(DESCRIPTIONS) == OBJECTIVE_NAMES, "names.py and types.py list different objectives"
 
 
 def parse_objective(value: str | Mapping[str, float]) -> dict[str, float]:

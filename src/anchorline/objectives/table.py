@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchorline.errors import UserError
-from anchorline.objectives.apo import apo_down, apo_zero, apo_zero_unpaired
+from anchorline.objectives.apo import apo_down, apo_up, apo_zero, apo_zero_unpaired
 from anchorline.objectives.dpo import dpo
 from anchorline.objectives.kto import kto
 from anchorline.objectives.logps import AnswerLogps, PairLogps, pairs_as_answers
@@ -39,6 +39,7 @@ class Objective(NamedTuple):
 OBJECTIVES: dict[str, Objective] = {
     "apo_zero": Objective(apo_zero, *DESCRIPTIONS["apo_zero"]),
     "apo_down": Objective(apo_down, *DESCRIPTIONS["apo_down"]),
+    "apo_up": Objective(apo_up, *DESCRIPTIONS["apo_up"]),
     "apo_zero_unpaired": Objective(apo_zero_unpaired, *DESCRIPTIONS["apo_zero_unpaired"]),
     "dpo": Objective(dpo, *DESCRIPTIONS["dpo"]),
     "kto": Objective(kto, *DESCRIPTIONS["kto"]),

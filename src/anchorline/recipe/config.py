@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from anchorline.advise.settings import AdviseSettings
 from anchorline.errors import RecipeError
 from anchorline.evals.settings import EvalSettings
 from anchorline.llm.settings import BudgetSettings, EndpointSettings
@@ -93,6 +94,7 @@ class Recipe(BaseModel):
     sample: SampleSettings = SampleSettings()
     llm: Models = Models()
     pairs: PairSettings = PairSettings()
+    advise: AdviseSettings = AdviseSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
 

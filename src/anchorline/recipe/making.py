@@ -286,7 +286,7 @@ async def _chooser(run: RunContext, endpoint: Callable[[str], Awaitable[Any]]) -
         return by_score(
             score_scorer(judge, n=pairs.judge_samples, style=style_of(run), template=template, sampling=how)
         )
-    return by_rounds(_pairwise(run, judge, how))
+    return by_rounds(two_answer_judge(run, judge, how))
 
 
 async def _verifier(run: RunContext, endpoint: Callable[[str], Awaitable[Any]]) -> Judge | None:
@@ -299,10 +299,11 @@ async def _verifier(run: RunContext, endpoint: Callable[[str], Awaitable[Any]]) 
     if pairs.judge_mode == "score":
         template = load_template(pairs.judge_prompt, slots=score.SLOTS) if pairs.judge_prompt else None
         return score_judge(judge, n=pairs.judge_samples, style=style_of(run), template=template, sampling=how)
-    return _pairwise(run, judge, how)
+    return two_answer_judge(run, judge, how)
 
 
-def _pairwise(run: RunContext, judge: Any, how: Sampling) -> Judge:
+def two_answer_judge(run: RunContext, judge: Any, how: Sampling) -> Judge:
+    """The model `judge`, asked in both orders with the recipe's style and template."""
     prompt = run.recipe.pairs.judge_prompt
     template = load_template(prompt, slots=pairwise.SLOTS) if prompt else None
     return pairwise_judge(judge, style=style_of(run), template=template, sampling=how)

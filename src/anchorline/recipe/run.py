@@ -30,6 +30,7 @@ from anchorline.llm.costs import known_sum
 from anchorline.pairs import match
 from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.progress import SILENT, Progress
+from anchorline.recipe.advising import check_advise
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.counts import SAMPLED, a_pair
@@ -175,7 +176,7 @@ def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
     for stage in reversed(STAGES):
         if stage.wanted(recipe) and (stage.name == upto or needed & set(stage.outputs)):
             wanted.insert(0, stage)
-            needed |= set(stage.inputs)
+            needed |= {*stage.inputs, *stage.after}
     if any(stage.name == "prompts" for stage in wanted) and recipe.prompts is None:
         raise RecipeError(
             "the recipe has neither `prompts` (to sample answers for) nor `pairs.answers` nor `pairs.file`; give one of them"
@@ -198,7 +199,9 @@ def check(context: RunContext, stages: list[Stage]) -> None:
         check_style(context.recipe, maker)
         check_templates(context.recipe, maker)
         check_engine(context.recipe, maker, batch=context.calls.batch)
-    sampled = names & {"sample", "resample"}
+    sampled = names & {"sample", "resample", "advise"}
+    if "advise" in names:
+        check_advise(context.recipe)
     if sampled and context.recipe.llm.policy is not None:
         check_endpoints(context.recipe, ["policy"])
         sampled = set()
@@ -213,7 +216,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
                 "train.arguments.eval_strategy wants held-out pairs, which come with `pairs.file` and `pairs.heldout`; "
                 "name a file of pairs, or leave it out (the evaluate stage measures after training)"
             )
-    if context.recipe.style and (makers or "evaluate" in names):
+    if context.recipe.style and (makers or names & {"evaluate", "advise"}):
         _ = context.style
     if "prompts" in names:
         read_sources(context.recipe)

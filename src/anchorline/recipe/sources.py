@@ -31,6 +31,7 @@ from anchorline.data import (
 from anchorline.errors import DataError, RecipeError
 from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.recipe.config import Recipe
+from anchorline.train.config import AUTO
 from anchorline.types import Answer, Pair, Prompt, Unpaired
 
 
@@ -145,7 +146,11 @@ def _given_rows(recipe: Recipe) -> tuple[Sequence[Pair | Unpaired], list[DataErr
     first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
     reader = read_unpaired if "completion" in first else read_pairs
     loaded = reader(source, strict=recipe.strict)
-    only_pairs = [name for name in recipe.train.objective if DESCRIPTIONS[name].needs == "pairs"]
+    if recipe.train.objective == AUTO and loaded.rows and isinstance(loaded.rows[0], Unpaired):
+        raise RecipeError(f"objective auto needs pairs, and {source} holds single labelled answers; name an objective")
+    only_pairs = [
+        name for name in recipe.train.objective if name in DESCRIPTIONS and DESCRIPTIONS[name].needs == "pairs"
+    ]
     if only_pairs and loaded.rows and isinstance(loaded.rows[0], Unpaired):
         others = ", ".join(name for name, d in DESCRIPTIONS.items() if d.needs != "pairs")
         raise RecipeError(

@@ -8,6 +8,7 @@
     pairs      pairs.jsonl                      answers become pairs (or `given`: pairs are read from a file)
     pairs:clair, pairs:on_policy, …    sets/MAKER/pairs.jsonl    the same answers by one maker, beside the run's own pairs
     measure    measure.json                     how contrastive the pairs are
+    advise     advise.json                      with `train.objective: auto`: which objective fits
     train      train/, model/
     evaluate   evals/*.json                     before against after
     report     report.html, README.md, summary.json
@@ -44,6 +45,7 @@ from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs import clair_pairs, no_pair
 from anchorline.pairs.settings import MAKERS, Maker
+from anchorline.recipe.advising import ADVICE, ANSWERED, JUDGED, advise_set, decided
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import Counts
@@ -52,6 +54,7 @@ from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoint
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import ask_policy
 from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.train.config import AUTO
 from anchorline.train.processes import led
 from anchorline.types import Failure, Pair, Prompt, Unpaired
 
@@ -76,6 +79,8 @@ class Stage(NamedTuple):
     """Do it; the rows that fell out."""
     wanted: Callable[[Recipe], bool] = lambda _: True
     """Whether this recipe has the stage."""
+    after: tuple[str, ...] = ()
+    """Files of the run folder that it reads in part; what it uses of them is in `settings`."""
 
 
 def _malformed(problems: list[DataError]) -> list[Failure]:
@@ -271,7 +276,7 @@ def train_together(run: RunContext) -> list[Failure]:
     trained = train(
         _trained_rows(run),
         run.model,
-        recipe.train,
+        decided(recipe, run.folder),
         run.folder,
         heldout=run.read("evals/given-pairs.jsonl", pair_from_row),
         seed=recipe.seed,
@@ -302,7 +307,7 @@ def _evaluate(run: RunContext) -> list[Failure]:
         pairs = clair_pairs(before, run.style, policy=run.policy_name).pairs
     run.write("evals/pairs.jsonl", pairs, pair_to_row)
     if pairs:
-        scored = preference(subject, pairs, recipe.train, progress=run.progress)
+        scored = preference(subject, pairs, decided(recipe, run.folder), progress=run.progress)
         write_json(run.path("evals/preference.json"), scored.table)
         write_jsonl(run.path("evals/preference.jsonl"), scored.rows)
         failures += scored.failures
@@ -335,8 +340,20 @@ def _style_settings(run: RunContext) -> dict[str, Any]:
     return {"style": style, "trust_code": run.recipe.trust_code}
 
 
+def _advise_settings(run: RunContext) -> dict[str, Any]:
+    asked = run.recipe.advise
+    settings = _sample_settings(run) | _style_settings(run) | {"advise": asked.model_dump(), "seed": run.recipe.seed}
+    if asked.hidden and run.recipe.model:
+        settings["max_tokens"] = run.recipe.train.max_tokens
+    if asked.judge == "llm":
+        settings["judge"] = _asked(settings_of(run.recipe, "judge"))
+        settings["template"] = _source(run.recipe.pairs.judge_prompt)
+    return settings
+
+
 def _train_settings(run: RunContext) -> dict[str, Any]:
     settings = _model_settings(run, "train")
+    settings["train"]["objective"] = decided(run.recipe, run.folder).objective
     for name in ("save_steps", "save_total_limit", "reference_cache"):  # how it is interrupted, not what comes out
         del settings["train"][name]
     if recipe_evaluates(run.recipe):
@@ -503,7 +520,24 @@ STAGES: tuple[Stage, ...] = (
         lambda run: {"model": run.model_fingerprint if run.recipe.model else None},
         _measure,
     ),
-    Stage("train", "train the policy", ("pairs.jsonl",), ("train", "model"), _train_settings, _train),
+    Stage(
+        "advise",
+        "where the policy stands to the pairs, and the objective that follows",
+        ("pairs.jsonl",),
+        (ADVICE, ANSWERED, JUDGED),
+        _advise_settings,
+        advise_set,
+        lambda recipe: recipe.train.objective == AUTO,
+    ),
+    Stage(
+        "train",
+        "train the policy",
+        ("pairs.jsonl",),
+        ("train", "model"),
+        _train_settings,
+        _train,
+        after=(ADVICE,),
+    ),
     Stage(
         "evaluate",
         "before against after",
@@ -515,7 +549,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "report",
         "one self-contained page",
-        ("pairs.jsonl", "failures.jsonl", "measure.json", "train", *_EVALS, "recipe.yaml"),
+        ("pairs.jsonl", "failures.jsonl", "measure.json", ADVICE, "train", *_EVALS, "recipe.yaml"),
         ("report.html", "README.md", "summary.json"),
         lambda run: {"name": run.recipe.name},
         _report,
@@ -527,6 +561,8 @@ def asks_models(stage: Stage, recipe: Recipe) -> bool:
     """Whether the stage asks endpoints, some of which may have failed."""
     if stage.name in {"sample", "resample"}:
         return recipe.llm.policy is not None
+    if stage.name == "advise":
+        return recipe.llm.policy is not None or recipe.advise.judge == "llm"
     return stage.name.startswith("pairs")
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from anchorline.data import read_appended, read_json, write_json
+from anchorline.recipe.advising import ADVICE, decided
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.manifest import read_manifest
+from anchorline.train.config import AUTO
 
 
 def write_summary(folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -32,10 +34,12 @@ def write_summary(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "sets": {n.removeprefix("sets/"): count for n, count in manifest.counts.items() if n.startswith("sets/")},
         "makers": manifest.makers,
         "costs": manifest.costs,
-        "objective": recipe.train.objective,
+        "objective": decided(recipe, folder).objective,
         "seconds": {name: record.seconds for name, record in manifest.stages.items()},
         "peak_rss_gib": max((record.peak_rss_gib for record in manifest.stages.values()), default=0.0),
     }
+    if recipe.train.objective == AUTO and (folder / ADVICE).is_file():
+        summary["advice"] = read_json(folder / ADVICE)
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -12,6 +12,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from anchorline.objectives.names import parse_objective
 
+AUTO = {"auto": 1.0}
+"""The objective that the advisor decides on before training: what stands in a recipe for it."""
+
+
+def _objective(value: Any) -> dict[str, float]:
+    return AUTO if value in ("auto", AUTO) else parse_objective(value)
+
 
 class LoraSettings(BaseModel):
     """Low-rank adapters on the policy; the frozen weights under them are the reference."""
@@ -35,8 +42,8 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    objective: Annotated[dict[str, float], BeforeValidator(parse_objective)] = {"apo_zero": 1.0}
-    """A name, or names with weights: `{apo_zero: 1, sft: 0.2}`, `apo_zero=1,sft=0.2`."""
+    objective: Annotated[dict[str, float], BeforeValidator(_objective)] = {"apo_zero": 1.0}
+    """A name, or names with weights: `{apo_zero: 1, sft: 0.2}`, `apo_zero=1,sft=0.2`. `auto`: the advisor decides."""
     beta: float = Field(default=0.1, gt=0, le=10)
     """How far the policy may go from the reference before a pair's gradient fades; the paper uses 0.1."""
     learning_rate: float = Field(default=2e-7, gt=0, le=1)

@@ -22,7 +22,6 @@ from anchorline.errors import DataError
 from anchorline.llm.models import Loaded, end_of_turn, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.measure.summary import quantile
-from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
 from anchorline.train.batches import Share, StepSampler
 from anchorline.train.config import TrainSettings
@@ -30,7 +29,7 @@ from anchorline.train.footprint import Footprint, line, measure_row
 from anchorline.train.head import CHUNK
 from anchorline.train.layout import pack
 from anchorline.train.run import load_policy, with_adapter
-from anchorline.train.tokenise import Example, Template, tokenise, with_mismatched
+from anchorline.train.tokenise import Example, Template, needs_mismatched, tokenise, with_mismatched
 from anchorline.types import Pair, Unpaired
 
 SHORT, LONG = 400, 1600
@@ -75,7 +74,7 @@ def plan(
         raise DataError(
             f"no row is left to train on: {len(whole.failures)} do not fit, {overlong['rows']} are over-long"
         )
-    if any(DESCRIPTIONS[name].needs_reference_point for name in settings.objective):
+    if needs_mismatched(examples, settings.objective):
         examples = with_mismatched(examples)
     found["packing"] = packing(examples, settings, seed=seed, share=loaded.device.dtype != "bfloat16")
     found["steps"] = math.ceil(math.ceil(len(examples) / settings.pairs_per_step) * settings.epochs)

@@ -21,6 +21,7 @@ from anchorline.objectives.gradients import gradient_peaks, reward_gradients, sh
 from anchorline.objectives.life import answer_life, pair_life
 from anchorline.objectives.logps import AnswerLogps, PairLogps, answer_rewards
 from anchorline.objectives.metrics import pair_metrics
+from anchorline.objectives.mixed import each
 from anchorline.train.config import TrainSettings
 from anchorline.train.tokenise import Example, response_key
 
@@ -35,6 +36,8 @@ class BatchLogps(NamedTuple):
 
     rows: PairLogps | AnswerLogps
     reference_point: Tensor | None
+    objectives: tuple[str | None, ...] = ()
+    """Each row's own objective; () where no row has one."""
 
 
 class Recorder:
@@ -65,6 +68,8 @@ class Recorder:
         records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         pieces = iter(piece.detach().float().cpu().numpy() for piece in tokens)
         for example, record in zip(examples, records, strict=True):
+            if example.objective:
+                record["objective"] = example.objective
             record.update(self._life(record, batch))
             record.update(self._places(example, [next(pieces) for _ in example.responses]))
         return records
@@ -82,16 +87,22 @@ class Recorder:
             "undesirable_weight": self.settings.undesirable_weight,
         }
         point = batch.reference_point
-        slopes = reward_gradients(self.settings.objective, batch.rows, reference_point=point, **weights)
-        left = share_left(slopes, gradient_peaks(self.settings.objective, batch.rows, **weights))
+
+        def pull(objective: Mapping[str, float], rows: Any) -> tuple[Tensor, ...]:
+            slopes = reward_gradients(objective, rows, reference_point=point, **weights)
+            return *slopes, *share_left(slopes, gradient_peaks(objective, rows, **weights))
+
+        found = each(batch.objectives, self.settings.objective, batch.rows, pull)
+        slopes, left = found[: len(found) // 2], found[len(found) // 2 :]
         sides = ("chosen_", "rejected_") if isinstance(batch.rows, PairLogps) else ("",)
-        found: dict[str, Sequence[Any]] = {
+        columns: dict[str, Sequence[Any]] = {
             f"{side}gradient": slope.tolist() for side, slope in zip(sides, slopes, strict=True)
         }
-        return found | {f"{side}weight": share.tolist() for side, share in zip(sides, left, strict=True)}
+        return columns | {f"{side}weight": share.tolist() for side, share in zip(sides, left, strict=True)}
 
     def _life(self, record: Record, batch: BatchLogps) -> Record:
-        objective, point = self.settings.objective, batch.reference_point
+        own, point = record.get("objective"), batch.reference_point
+        objective = {own: 1.0} if own else self.settings.objective
         anchor = 0.0 if point is None else self.settings.beta * float(point)
         if "margin" in record:
             state = pair_life(objective, record["chosen_reward"], record["rejected_reward"], anchor=anchor)

@@ -27,17 +27,16 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from anchorline.data.files import write_rows
 from anchorline.data.jsonl import read_appended, read_json, write_json, write_jsonl
-from anchorline.errors import DataError, ModelError
+from anchorline.errors import DataError, ModelError, RecipeError
 from anchorline.llm.device import measured_products, pick_device
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, fingerprint, load, torch_dtype
 from anchorline.llm.quiet import quiet
-from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
 from anchorline.train.arguments import from_arguments, further_arguments
 from anchorline.train.arithmetic import multiplying_in, wrapped
 from anchorline.train.attention import PACKED, refuse_unpackable
 from anchorline.train.checkpoints import disk_trouble, newest_checkpoint, remove, step_of
-from anchorline.train.config import LoraSettings, TrainSettings
+from anchorline.train.config import AUTO, LoraSettings, TrainSettings
 from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
 from anchorline.train.gate import Start, check_start
@@ -45,7 +44,7 @@ from anchorline.train.processes import joined, led, rank
 from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_folder, reference_key, reference_logps
 from anchorline.train.reference_tokens import wanted_tokens
-from anchorline.train.tokenise import Template, Tokenised, tokenise, with_mismatched
+from anchorline.train.tokenise import Template, Tokenised, needs_mismatched, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData, share_of
 from anchorline.types import Failure, Pair, Unpaired
 
@@ -107,6 +106,10 @@ def _train(
     seed: int,
     progress: Progress,
 ) -> Trained:
+    if settings.objective == AUTO:
+        raise RecipeError(
+            "objective auto is decided by `anchorline advise` or in a run; name an objective to train here"
+        )
     further = further_arguments(settings.arguments)
     evaluates = further.get("eval_strategy", "no") != "no"
     logs = folder / "train"
@@ -127,7 +130,7 @@ def _train(
     if evaluates and not measured.examples:
         raise DataError(f"train.arguments.eval_strategy wants held-out pairs, and there are none{_why(measured)}")
     examples, heldout_examples = data.examples, measured.examples
-    if any(DESCRIPTIONS[name].needs_reference_point for name in settings.objective):
+    if needs_mismatched(examples, settings.objective):
         examples, heldout_examples = with_mismatched(examples), with_mismatched(heldout_examples)
     logs.mkdir(parents=True, exist_ok=True)
     led(lambda: write_json(logs / "arithmetic.json", {**loaded.device._asdict(), "gflops": measured_products()}))

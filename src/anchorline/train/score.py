@@ -19,7 +19,6 @@ from anchorline.errors import DataError
 from anchorline.llm.device import pick_device
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, load, resolve, torch_dtype
 from anchorline.llm.quiet import quiet
-from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.progress import SILENT, Progress
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED, refuse_unpackable
@@ -28,7 +27,7 @@ from anchorline.train.diagnostics import diagnose, step_metrics
 from anchorline.train.forward import by_branch, example_token_logps, response_sums
 from anchorline.train.layout import cut
 from anchorline.train.records import Record, Recorder
-from anchorline.train.tokenise import Example, Template, response_key, tokenise, with_mismatched
+from anchorline.train.tokenise import Example, Template, needs_mismatched, response_key, tokenise, with_mismatched
 from anchorline.train.trainer import batch_logps, batch_losses
 from anchorline.types import Failure, Pair, Unpaired
 
@@ -77,7 +76,7 @@ def score(
         why = f": {data.failures[0].reason} (row {data.failures[0].id})" if data.failures else ""
         raise DataError(f"no row is left to score{why}")
     examples = data.examples
-    if models.reference is not None and any(DESCRIPTIONS[name].needs_reference_point for name in settings.objective):
+    if models.reference is not None and needs_mismatched(examples, settings.objective):
         examples = with_mismatched(examples)
     kept: dict[str, np.ndarray] = {}
     recorder = Recorder(settings, reference_tokens=kept, tokenizer=template.tokenizer, ends=template.ends)

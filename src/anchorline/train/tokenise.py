@@ -12,13 +12,14 @@ the end-of-turn token is not there exactly once, or where the template makes ano
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from anchorline.errors import DataError
+from anchorline.objectives.names import DESCRIPTIONS
 from anchorline.types import Failure, Messages, Pair, Unpaired
 
 
@@ -40,6 +41,8 @@ class Example:
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     labels: tuple[bool | None, ...]
+    objective: str | None = None
+    """A pair's own objective, in the place of the settings'."""
 
     @property
     def tokens(self) -> int:
@@ -115,7 +118,8 @@ def tokenise(
         except BoundaryError as error:
             failures.append(Failure(row.id, "train", "boundary", str(error)))
             continue
-        example = Example(row.id, encoded[0][0], tuple(response for _, response in encoded), labels)
+        own = row.objective if isinstance(row, Pair) else None
+        example = Example(row.id, encoded[0][0], tuple(response for _, response in encoded), labels, own)
         if example.longest > max_tokens:
             reason = f"{example.longest} tokens, the limit is {max_tokens} (train.max_tokens)"
             if overlong == "error":
@@ -148,6 +152,12 @@ def _why_uncut(example: Example, cut: Example | None, max_tokens: int) -> str:
         return ", and cut to it both answers are the same"
     full = len(example.prompt) >= max_tokens
     return ", and the prompt alone fills it" if full else ", and only one answer would be cut"
+
+
+def needs_mismatched(examples: Sequence[Example], objective: Iterable[str]) -> bool:
+    """Whether the settings' objective, or the own one of an example, asks for kto's reference point."""
+    names = {*objective, *(e.objective for e in examples)}
+    return any(name in names and described.needs_reference_point for name, described in DESCRIPTIONS.items())
 
 
 def with_mismatched(examples: Sequence[Example]) -> list[Example]:

@@ -22,6 +22,7 @@ from anchorline.data.jsonl import append_jsonl
 from anchorline.errors import TrainingError
 from anchorline.objectives.kto import reference_point
 from anchorline.objectives.logps import AnswerLogps, PairLogps
+from anchorline.objectives.mixed import each
 from anchorline.objectives.table import loss
 from anchorline.progress import Advance
 from anchorline.train.arithmetic import multiplying_in
@@ -60,23 +61,30 @@ def batch_logps(examples: Sequence[Example], policy: Tensor, reference: Tensor) 
         point = reference_point(policy[~real], reference[~real])
     policy, reference, tokens = policy[real], reference[real], tokens[real]
     wanted = torch.tensor([bool(label) for label in labels if label is not None], device=policy.device)
+    own = tuple(e.objective for e in examples) if any(e.objective for e in examples) else ()
     if sum(label is not None for label in examples[0].labels) == 2:
         c, r = slice(0, None, 2), slice(1, None, 2)
         rows = PairLogps(policy[c], policy[r], reference[c], reference[r], tokens[c], tokens[r])
-        return BatchLogps(rows, point)
+        return BatchLogps(rows, point, own)
     return BatchLogps(AnswerLogps(policy, reference, wanted, tokens), point)
 
 
 def batch_losses(batch: BatchLogps, settings: TrainSettings) -> Tensor:
-    """The objective's loss of each row of a batch, as the settings weigh it."""
-    return loss(
-        settings.objective,
-        batch.rows,
-        beta=settings.beta,
-        reference_point=batch.reference_point,
-        desirable_weight=settings.desirable_weight,
-        undesirable_weight=settings.undesirable_weight,
-    )
+    """The loss of each row of a batch: by its own objective, or by the settings' where it has none."""
+
+    def losses(objective: Mapping[str, float], rows: PairLogps | AnswerLogps) -> tuple[Tensor]:
+        found = loss(
+            objective,
+            rows,
+            beta=settings.beta,
+            reference_point=batch.reference_point,
+            desirable_weight=settings.desirable_weight,
+            undesirable_weight=settings.undesirable_weight,
+        )
+        return (found,)
+
+    (rows,) = each(batch.objectives, settings.objective, batch.rows, losses)
+    return rows
 
 
 class AnchoredTrainer(Trainer):

@@ -1,0 +1,136 @@
+"""`anchorline advise`: which objective fits a model and a file of pairs, and what to look at before training.
+
+>>> from anchorline.cli.advise import advise
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anchorline.cli.options import Json, Set, recipe_of_data, settings
+from anchorline.cli.show import exit_code, progress
+
+
+def advise(
+    policy: Annotated[str, typer.Option(help="The model: embedded:smollm2-135m-instruct, a hub id, or a folder.")],
+    pairs: Annotated[str, typer.Option(help="A file or hub id of pairs.")],
+    style: Annotated[str | None, typer.Option(help="The style's YAML file.", show_default=False)] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="style|MODEL", help="The style's checks, or a model in both orders.", show_default=False),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Where the judge is: an OpenAI-compatible endpoint.", show_default=False)
+    ] = None,
+    policy_url: Annotated[
+        str | None, typer.Option(help="Where a server answers for the policy.", show_default=False)
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Pairs, drawn at random, that are judged.")] = 100,
+    per_pair: Annotated[
+        Path | None,
+        typer.Option(help="Write the pairs with an objective each (.jsonl, .parquet).", show_default=False),
+    ] = None,
+    experimental: Annotated[
+        bool, typer.Option("--experimental", help="Let apo_up be chosen: ours, not the paper's.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; runs/NAME-advice unless given.", show_default=False)
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say which objective fits a model and its pairs, with the evidence, and warn of what is wrong with the pairs.
+
+    The policy answers a sample of the prompts anew; the judge compares each answer with chosen and with rejected.
+    Between the two: apo_zero. Above both: apo_down. Below both the paper has no objective; apo_up is experimental.
+    What is answered and judged is kept in the run folder and not asked for again; `anchorline run` on it then trains.
+
+    [bold]Examples[/bold]
+
+      anchorline advise --policy embedded:smollm2-135m-instruct --pairs pairs.jsonl --style styles/harbour.yaml
+
+      anchorline advise --policy embedded:smollm2-135m-instruct --pairs pairs.jsonl --judge gpt-4o-mini --per-pair own.jsonl
+    """
+    by_model = judge is not None and judge != "style"
+    named: dict[str, Any] = {
+        "train__objective": "auto",
+        "style": style,
+        "advise__judge": "llm" if by_model else "style",
+        "advise__prompts": prompts,
+        "advise__experimental": experimental or None,
+        "llm__judge__model": judge if by_model else None,
+        "llm__judge__base_url": base_url if by_model else None,
+        "model": None if policy_url else policy,
+        "llm__policy__model": policy if policy_url else None,
+        "llm__policy__base_url": policy_url,
+    }
+
+    def call() -> None:
+        from anchorline.data import pair_to_row, read_json, write_rows
+        from anchorline.recipe import ADVICE, own_pairs, run
+
+        recipe = recipe_of_data("pairs.file", pairs, settings(overrides, **named))
+        folder = out or Path("runs") / f"{recipe.name}-advice"
+        with progress() as shown:
+            run(recipe, folder, upto="advise", progress=shown)
+        found = read_json(folder / ADVICE)
+        if per_pair:
+            rows = own_pairs(recipe, folder)
+            write_rows(per_pair, [pair_to_row(pair) for pair in rows])
+            counts: dict[str, int] = {}
+            for pair in rows:
+                counts[str(pair.objective)] = counts.get(str(pair.objective), 0) + 1
+            found["per_pair"] = {"file": str(per_pair), "n": len(rows), "counts": counts}
+        if as_json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            _tell(found, folder)
+
+    if base_url and not by_model:
+        raise typer.BadParameter("it says where the judge is, and --judge names no model", param_hint="--base-url")
+    raise typer.Exit(exit_code(call, again=shlex.join(["anchorline", *sys.argv[1:]])))
+
+
+def _tell(found: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table("the policy's fresh answers", "win rate", f"{found['level']:.0%} interval", "n", "ties", "flips")
+    for side in ("chosen", "rejected"):
+        rate = found[side]
+        share = "–" if rate["share"] is None else f"{rate['share']:.1%}"
+        interval = "–" if rate["low"] is None else f"{rate['low']:.1%} to {rate['high']:.1%}"
+        table.add_row(f"against {side}", share, interval, *(str(rate[name]) for name in ("n", "ties", "flips")))
+    console.print(table)
+    console.print(
+        f"Judge {found['judge']}; {found['judged']} of {found['pairs']} pairs judged; {found['cut']} answers were cut."
+    )
+    for warned in found["warnings"]:
+        console.print(f"Warning: {warned['text']}")
+    flips = Table("wrong labels", "pull on the better", "on the worse", "on the margin (clean = 1)")
+    for row in found["flips"][found["objective"]]:
+        flips.add_row(f"{row['p']:.0%}", *(f"{row[name]:+.3f}" for name in ("better", "worse")), f"{row['margin']:.2f}")
+    console.print(f"Expected pull of {found['objective']} at the start, below 0 raises:")
+    console.print(flips)
+    if "per_pair" in found:
+        counts = ", ".join(f"{n} {name}" for name, n in sorted(found["per_pair"]["counts"].items()))
+        console.print(f"{found['per_pair']['n']} pairs with their objective in {found['per_pair']['file']}: {counts}")
+    mark = "" if found["settled"] else "NOT SETTLED, so by default: "
+    name = f"{found['objective']} (experimental)" if found["objective"] == "apo_up" else found["objective"]
+    console.print(f"All of it: {folder / 'advise.json'}")
+    console.print(f"Recommendation: {mark}{name}; {found['reason']}. {_more(found)}", soft_wrap=True)
+
+
+def _more(found: dict[str, Any]) -> str:
+    if found["settled"] or found["place"] == "contradiction":
+        return ""
+    if found["needed"] is None:
+        return "More judgements would not settle it. "
+    return f"About {found['needed']} judged pairs would settle it (chance 80 %). "

@@ -1,0 +1,168 @@
+"""The stage `advise`: the policy answers a sample of the prompts anew, a judge compares, and the objective follows.
+
+>>> advise_set(run)  # doctest: +SKIP
+[]
+>>> decided(recipe, run.folder).objective  # doctest: +SKIP
+{'apo_zero': 1.0}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchorline.advise import (
+    Compared,
+    advise,
+    compared_from_row,
+    compared_to_row,
+    flip_table,
+    meet,
+    own_objectives,
+    warnings_of,
+)
+from anchorline.data import answer_from_row, pair_from_row, read_json, read_pairs, write_json
+from anchorline.errors import DataError, ModelError, RecipeError
+from anchorline.judge import style_judge
+from anchorline.pairs import make
+from anchorline.recipe.config import Recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.desk import check_endpoints, open_desk, settings_of
+from anchorline.recipe.making import sampling, two_answer_judge
+from anchorline.recipe.sampling import ask_policy
+from anchorline.train.config import AUTO, TrainSettings
+from anchorline.types import Answer, Failure, Pair, Prompt
+
+if TYPE_CHECKING:
+    from anchorline.judge import Judge
+    from anchorline.recipe.desk import Desk
+
+ADVICE = "advise.json"
+ANSWERED = "advise/answers.jsonl"
+JUDGED = "advise/verdicts.jsonl"
+OWN = frozenset({"clair", "stronger"})
+"""Makers whose rejected answer is the policy's own."""
+
+
+def decided(recipe: Recipe, folder: Path) -> TrainSettings:
+    """The settings of training; with `objective: auto`, once the advisor has spoken, with its objective."""
+    if recipe.train.objective != AUTO or not (folder / ADVICE).is_file():
+        return recipe.train
+    return recipe.train.model_copy(update={"objective": {read_json(folder / ADVICE)["objective"]: 1.0}})
+
+
+def check_advise(recipe: Recipe) -> None:
+    """Raise a UserError where the stage could not judge."""
+    if recipe.advise.judge == "llm":
+        check_endpoints(recipe, ["judge"])
+    elif recipe.style is None:
+        raise RecipeError(
+            "objective auto judges by a style or a model, and `style` is lacking: give one with --set style=FILE, or a "
+            "model with --set advise.judge=llm --set llm.judge.model=NAME"
+        )
+
+
+def advise_set(run: RunContext) -> list[Failure]:
+    """Write `advise.json` with the answers and verdicts that it rests on; the rows that could not be judged."""
+    recipe, asked = run.recipe, run.recipe.advise
+    pairs = run.read("pairs.jsonl", pair_from_row)
+    drawn = sorted(random.Random(recipe.seed).sample(range(len(pairs)), min(asked.prompts, len(pairs))))  # noqa: S311 - a sample
+    sample = [pairs[n] for n in drawn]
+    failures = _answer(run, [Prompt(pair.id, pair.prompt) for pair in sample])
+    answers = run.read(ANSWERED, answer_from_row)
+    met, unjudged = asyncio.run(_judge(run, {pair.id: pair for pair in sample}, [a for a in answers if a.text.strip()]))
+    run.write(JUDGED, met, compared_to_row)
+    hidden, why = _hidden(run, sample)
+    own = sum(p.provenance.maker in OWN and p.provenance.policy == run.policy_name for p in pairs)
+    advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own > len(pairs) / 2)
+    rows = {**advice._asdict(), "chosen": advice.chosen._asdict(), "rejected": advice.rejected._asdict()}
+    found: dict[str, Any] = {
+        **rows,
+        "policy": run.policy_name,
+        "judge": met[0].chosen.judge if met else None,
+        "level": asked.level,
+        "pairs": len(pairs),
+        "sampled": len(sample),
+        "judged": len(met),
+        "cut": sum(answer.finish == "length" for answer in answers),
+        "own_rejected": own,
+        "hidden": _spread(hidden) | {"skipped": why},
+        "warnings": [warned._asdict() for warned in warnings_of(pairs, hidden=hidden)],
+        "flips": {name: flip_table(name) for name in dict.fromkeys((advice.objective, "apo_zero", "apo_down", "dpo"))},
+    }
+    write_json(run.path(ADVICE), found)
+    return [*failures, *unjudged]
+
+
+def own_pairs(recipe: Recipe, folder: Path) -> list[Pair]:
+    """All pairs of `pairs.file` with an objective each, as the advice and the verdicts in the folder say."""
+    source = run_source(recipe)
+    run = RunContext(recipe, folder)
+    met = run.read(JUDGED, compared_from_row)
+    asked, own = recipe.advise, read_json(folder / ADVICE)["own_rejected"]
+    pairs = run.read("pairs.jsonl", pair_from_row)
+    advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own > len(pairs) / 2)
+    return own_objectives(read_pairs(source).rows, met, advice, experimental=asked.experimental)
+
+
+def run_source(recipe: Recipe) -> str:
+    """The file of pairs."""
+    if recipe.pairs.file is None:
+        raise RecipeError("the recipe makes its pairs; --per-pair takes a file of pairs")
+    return recipe.pairs.file
+
+
+def _answer(run: RunContext, prompts: list[Prompt]) -> list[Failure]:
+    if run.recipe.llm.policy is not None:
+        return ask_policy(run, prompts, run.recipe.sample, ANSWERED, "advise")
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, run.recipe.sample, ANSWERED)
+    return [Failure(a.id, "advise", "empty", "the model's answer is empty") for a in answers if not a.text.strip()]
+
+
+async def _judge(
+    run: RunContext, pairs: dict[str, Pair], answers: Sequence[Answer]
+) -> tuple[list[Compared], list[Failure]]:
+    met: list[Compared] = []
+    failures: list[Failure] = []
+    async with open_desk(run) as desk:
+        judge = await _judge_of(run, desk)
+        with run.progress.task("judge", total=len(answers), unit="answers") as advance:
+
+            def take(result: Compared | Failure) -> None:
+                (failures if isinstance(result, Failure) else met).append(result)  # pyright: ignore[reportArgumentType]
+                advance(1)
+
+            await make(answers, lambda answer: meet(pairs[answer.id], answer.text, judge), on_result=take)
+    return met, failures
+
+
+async def _judge_of(run: RunContext, desk: Desk) -> Judge:
+    if run.recipe.advise.judge == "style":
+        return style_judge(run.style)
+    return two_answer_judge(run, await desk.endpoint("judge"), sampling(settings_of(run.recipe, "judge")))
+
+
+def _hidden(run: RunContext, sample: list[Pair]) -> tuple[list[dict[str, Any]], str | None]:
+    """The similarity of the hidden states of each sampled pair, or why there is none."""
+    if not run.recipe.advise.hidden:
+        return [], "advise.hidden is off"
+    if run.recipe.model is None:
+        return [], "the policy's weights are not here"
+    from anchorline.train.hidden import hidden_similarity
+
+    run.release()
+    try:
+        return hidden_similarity(sample, run.model, run.recipe.train, progress=run.progress), None
+    except (ModelError, DataError) as error:
+        return [], str(error)
+
+
+def _spread(hidden: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def median(name: str) -> float | None:
+        ordered = sorted(row[name] for row in hidden)
+        return ordered[len(ordered) // 2] if ordered else None
+
+    return {"n": len(hidden), "median_cosine": median("cosine"), "median_ches": median("ches")}

@@ -1,0 +1,37 @@
+"""`anchorline advise` with the policy and the judge behind HTTP: fair, always first, and taken up again for nothing."""
+
+from __future__ import annotations
+
+import json
+
+from chat import Actor, Running, anchorline
+
+
+def advised(folder, fake, *words):
+    rows = [{"prompt": f"Where is order {n}?", "chosen": "Left!!!!!!", "rejected": "Left!!!!!!!!!"} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["advise", "--policy", "talker", "--policy-url", fake.url, "--judge", "judge", "--base-url", fake.url]
+    files = ["--pairs", folder / "pairs.jsonl", "--out", folder / "run", "--json"]
+    result = anchorline(*asked, *files, *words)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_fair_judge_places_it_and_what_was_asked_is_not_asked_again(tmp_path):
+    with Running() as fake:
+        found = advised(tmp_path, fake)
+        assert (found["place"], found["objective"], found["settled"]) == ("above", "apo_down", True)
+        assert found["chosen"]["n"] == found["judged"] > 15 and found["hidden"]["skipped"]
+        calls = fake.calls
+        assert len(fake.asked("judge")) == 4 * found["judged"]
+        assert advised(tmp_path, fake, "--set", "advise.level=0.9")["level"] == 0.9
+        assert fake.calls == calls
+
+
+def test_a_judge_that_always_says_first_settles_nothing(tmp_path):
+    with Running(Actor(judge="VERDICT: A")) as fake:
+        found = advised(tmp_path, fake)
+    assert (found["place"], found["objective"], found["needed"]) == ("not settled", "apo_zero", None)
+    for side in ("chosen", "rejected"):
+        rate = found[side]
+        assert rate["share"] == 0.5 and rate["flips"] == rate["ties"] == rate["n"] > 15
