@@ -45,6 +45,7 @@ from anchorline.train.processes import joined, led, rank
 from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_folder, reference_key, reference_logps
 from anchorline.train.reference_tokens import wanted_tokens
+from anchorline.train.retain import Retained, tokenise_retained
 from anchorline.train.tokenise import Template, Tokenised, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData, share_of
 from anchorline.types import Failure, Pair, Unpaired
@@ -66,6 +67,7 @@ def train(
     folder: Path,
     *,
     heldout: Sequence[Pair] | Sequence[Unpaired] = (),
+    retain: Retained | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     progress: Progress = SILENT,
@@ -82,6 +84,7 @@ def train(
         settings: how.
         folder: the run folder.
         heldout: rows to measure during training, where `settings.arguments` has an `eval_strategy`.
+        retain: answers of `model` that are to stay as likely as they are, beside the objective.
         callbacks: the Trainer's.
         seed: of the adapter's first weights, the order of the rows and dropout.
         progress: told of each step.
@@ -94,7 +97,8 @@ def train(
 
     """
     with joined():
-        return _train(rows, model, settings, folder, heldout, callbacks, seed, progress if rank() == 0 else SILENT)
+        shown = progress if rank() == 0 else SILENT
+        return _train(rows, model, settings, folder, heldout, retain, callbacks, seed, shown)
 
 
 def _train(
@@ -103,6 +107,7 @@ def _train(
     settings: TrainSettings,
     folder: Path,
     heldout: Sequence[Pair] | Sequence[Unpaired],
+    retain: Retained | None,
     callbacks: Sequence[TrainerCallback],
     seed: int,
     progress: Progress,
@@ -126,6 +131,13 @@ def _train(
         raise DataError(f"no row is left to train on{_why(data)}")
     if evaluates and not measured.examples:
         raise DataError(f"train.arguments.eval_strategy wants held-out pairs, and there are none{_why(measured)}")
+    retain = retain if retain and retain.settings.weight > 0 else None
+    kept = Tokenised([], [])
+    if retain:
+        template = Template(loaded.tokenizer, end_of_turn(loaded))
+        kept = tokenise_retained(retain.answers, template, max_tokens=settings.max_tokens)
+        if not kept.examples:
+            raise DataError(f"no answer is left to retain{_why(kept)}; see retain.prompts")
     examples, heldout_examples = data.examples, measured.examples
     if any(DESCRIPTIONS[name].needs_reference_point for name in settings.objective):
         examples, heldout_examples = with_mismatched(examples), with_mismatched(heldout_examples)
@@ -141,7 +153,7 @@ def _train(
         key = reference_key(fingerprint(loaded.path), arithmetic=_arithmetic(loaded), forward=settings.forward)
         reference = reference_logps(
             loaded.model,
-            [*examples, *heldout_examples],
+            [*examples, *heldout_examples, *kept.examples],
             cache,
             key=key,
             packed=settings.forward == "packed",
@@ -167,13 +179,20 @@ def _train(
             trainer = AnchoredTrainer(
                 model=policy,
                 args=arguments,
-                data=TrainingData(examples, reference, heldout_examples),
+                data=TrainingData(
+                    examples,
+                    reference,
+                    heldout_examples,
+                    kept.examples,
+                    wanted_tokens(cache / key, kept.examples) if retain else {},
+                ),
                 settings=settings,
                 dtype=torch_dtype(loaded.device),
                 pad=pad,
                 folder=logs,
                 advance=advance,
                 recorder=recorder,
+                retain=retain.settings if retain else None,
                 callbacks=callbacks,
             )
         checkpoint = led(lambda: _last_state(logs))
@@ -182,7 +201,7 @@ def _train(
         with disk_trouble("the model", folder):
             _save(trainer, policy, loaded, folder / "model", merge=settings.merge)
     led(lambda: _tidy(logs, start))
-    return Trained(folder / "model", len(examples), total, data.failures)
+    return Trained(folder / "model", len(examples), total, [*data.failures, *kept.failures])
 
 
 def _format(logs: Path) -> str:
