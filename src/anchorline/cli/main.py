@@ -13,6 +13,7 @@ import typer
 
 from anchorline import __version__
 from anchorline.cli.cache import cache
+from anchorline.cli.compare import compare
 from anchorline.cli.export import export
 from anchorline.cli.measure import measure
 from anchorline.cli.pairs import pairs
@@ -54,6 +55,7 @@ app.command()(train)
 app.command()(score)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(compare)
 app.add_typer(cache, name="cache")
 
 

@@ -20,6 +20,7 @@ from anchorline.evals.settings import EvalSettings
 from anchorline.llm.settings import BudgetSettings, EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs.settings import PairSettings
+from anchorline.recipe.grid import CompareSettings
 from anchorline.textfile import read_text, yaml_problem
 from anchorline.train.config import RetainSettings, TrainSettings
 
@@ -97,6 +98,8 @@ class Recipe(BaseModel):
     retain: RetainSettings | None = None
     """Prompts whose answers are to stay as they are, whatever the objective."""
     eval: EvalSettings = EvalSettings()
+    compare: CompareSettings | None = None
+    """The grid of `anchorline compare`."""
 
 
 PATHS = (

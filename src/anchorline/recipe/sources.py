@@ -119,9 +119,11 @@ def read_retained(recipe: Recipe, measured: Sequence[Prompt]) -> Retain:
     """
     assert recipe.retain is not None
     loaded = read_prompts(recipe.retain.prompts, strict=recipe.strict)
-    kept, dropped = drop_overlap(loaded.rows, measured)
-    if not kept:
-        raise DataError("all its prompts are ones that evaluation measures; name others", file=recipe.retain.prompts)
+    try:
+        kept, dropped = drop_overlap(loaded.rows, measured)
+    except DataError:
+        why = "all its prompts are ones that evaluation measures; name others"
+        raise DataError(why, file=recipe.retain.prompts) from None
     return Retain(kept, dropped, loaded.problems)
 
 
