@@ -17,16 +17,25 @@ from test_train_run import ROWS, At, settings
 
 from anchorline.cli.show import exit_code
 from anchorline.errors import TrainingError
-from anchorline.train.config import LoraSettings
+from anchorline.train.config import LoraSettings, RetainSettings
 from anchorline.train.processes import joined, rank
+from anchorline.train.retain import Retained
+from anchorline.types import Answer
 
 FIVE = ROWS[:5]  # of a step with one pair, the second process has none
 CASES: dict[str, Any] = {
     "lora": settings(),
     "full": settings(lora=None),
     "accumulated": settings("dpo", pairs_per_step=5, tokens_per_row=1),
+    "retained": settings(),
     "full, kept": settings(lora=None, pairs_per_step=2, save_steps=2, schedule="cosine", epochs=3),
     "dropout, kept": settings(lora=LoraSettings(rank=4, dropout=0.2), pairs_per_step=2, save_steps=2, epochs=3),
+}
+RETAIN = {
+    "retained": Retained(
+        [Answer(f"own{p.id}", p.prompt, p.rejected, "stop") for p in ROWS[:3]],
+        RetainSettings(prompts="-", weight=3.0, per_step=3),
+    )
 }
 KEPT = {"ddp": "dropout, kept", "fsdp2": "full, kept"}
 
@@ -44,7 +53,7 @@ def main(kind: str, model: str, folder: Path, action: str) -> None:
 
     def run(case: str, name: str, step: int, act: Any) -> None:
         chosen = CASES[case].model_copy(update={"reference_cache": str(folder / "reference")})
-        train(FIVE, model, chosen, folder / name, callbacks=[At(step, act)])
+        train(FIVE, model, chosen, folder / name, retain=RETAIN.get(case), callbacks=[At(step, act)])
 
     def check(network: Any) -> None:
         assert is_sharded(network) is (kind == "fsdp2"), "the weights are not divided, so nothing is tested"
@@ -59,7 +68,7 @@ def main(kind: str, model: str, folder: Path, action: str) -> None:
         elif action == "failing":
             run("lora", "failing", 2, fail)
         else:
-            for case in ("lora", "full", "accumulated"):
+            for case in ("lora", "full", "accumulated", "retained"):
                 run(case, case, 1, check)
             for name in ("killed", "whole"):
                 run(KEPT[kind], name, 1, check)

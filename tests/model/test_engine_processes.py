@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from child_of_launcher import CASES, FIVE
+from child_of_launcher import CASES, FIVE, RETAIN
 from peft import PeftModel
 from test_train_run import ROWS, logps_of, metrics, pairs, same, settings, weights
 from test_train_toys import save_tiny
@@ -112,8 +112,8 @@ def launch(kind: str, model: str, folder: Path, action: str) -> subprocess.Compl
 def alone(model, tmp_path_factory) -> Path:
     """The cases in this process."""
     folder = tmp_path_factory.mktemp("alone")
-    for case in ("lora", "full", "accumulated"):
-        train(FIVE, model, CASES[case], folder / case)
+    for case in ("lora", "full", "accumulated", "retained"):
+        train(FIVE, model, CASES[case], folder / case, retain=RETAIN.get(case))
     return folder
 
 
@@ -133,7 +133,7 @@ def together(request, model, tmp_path_factory) -> Path:
 SIGNS = {"accuracy", "chosen_fell", "both_fell"}
 
 
-@pytest.mark.parametrize("case", ["lora", "full", "accumulated"])
+@pytest.mark.parametrize("case", ["lora", "full", "accumulated", "retained"])
 def test_two_processes_train_as_one_does(case, together, alone):
     ours, theirs = metrics(together / case), metrics(alone / case)
     assert len(ours) == len(theirs) == (2 if case == "accumulated" else 4)
@@ -153,7 +153,7 @@ def test_two_processes_train_as_one_does(case, together, alone):
 
 def test_the_model_that_two_processes_saved_is_the_one_that_they_trained(together, alone, model):
     """Adam divides rounding errors by themselves where a gradient is 0: compared through their use."""
-    for case in ("lora", "full"):
+    for case in ("lora", "full", "retained"):
         found, expected = (logps_of(loaded(folder / case / "model", model)) for folder in (together, alone))
         moved = (expected - logps_of(loaded(None, model))).abs().mean()
         assert (found - expected).abs().max() < 0.02 * moved

@@ -15,7 +15,7 @@ import pytest
 from anchorline.cli.main import app
 
 HELP = Path(__file__).parents[1] / "golden" / "help"
-COMMANDS = ["run", "sample", "pairs", "measure", "export", "train", "advise", "score", "eval", "report"]
+COMMANDS = ["run", "sample", "pairs", "measure", "export", "train", "advise", "score", "eval", "report", "compare"]
 CALL = "import sys; sys.argv[0] = 'anchorline'; from anchorline.cli.main import entry; entry()"
 PLAIN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "LANG": "C.UTF-8", "PATH": os.environ["PATH"]}
 

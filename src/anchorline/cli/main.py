@@ -14,6 +14,7 @@ import typer
 from anchorline import __version__
 from anchorline.cli.advise import advise
 from anchorline.cli.cache import cache
+from anchorline.cli.compare import compare
 from anchorline.cli.evaluate import evaluate
 from anchorline.cli.export import export
 from anchorline.cli.measure import measure
@@ -57,6 +58,7 @@ app.command()(advise)
 app.command()(score)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(compare)
 app.add_typer(cache, name="cache")
 
 

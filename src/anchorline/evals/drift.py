@@ -16,7 +16,7 @@ from anchorline.data import messages_to_rows
 from anchorline.evals.stats import bootstrap_mean
 from anchorline.evals.subject import Subject
 from anchorline.progress import SILENT, Progress
-from anchorline.train.tokenise import BoundaryError, Example, encode
+from anchorline.train.tokenise import BoundaryError, Example
 from anchorline.types import Answer
 
 BATCH = 8
@@ -92,10 +92,9 @@ def _means(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def _example(answer: Answer, subject: Subject) -> Example | None:
+    from anchorline.train.retain import own_answer
+
     try:
-        prompt, response = encode(answer.prompt, answer.text, subject.template)
+        return own_answer(answer, subject.template)
     except BoundaryError:
         return None
-    # a cut answer did not end there: the end-of-turn token is the template's, not the reference's
-    response = response[:-1] if answer.finish == "length" else response
-    return Example(answer.id, prompt, (response,), (None,)) if response else None

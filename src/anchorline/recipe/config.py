@@ -21,8 +21,9 @@ from anchorline.evals.settings import EvalSettings
 from anchorline.llm.settings import BudgetSettings, EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs.settings import PairSettings
+from anchorline.recipe.grid import CompareSettings
 from anchorline.textfile import read_text, yaml_problem
-from anchorline.train.config import TrainSettings
+from anchorline.train.config import RetainSettings, TrainSettings
 
 MAX_BYTES = 1_000_000
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
@@ -96,7 +97,11 @@ class Recipe(BaseModel):
     pairs: PairSettings = PairSettings()
     advise: AdviseSettings = AdviseSettings()
     train: TrainSettings = TrainSettings()
+    retain: RetainSettings | None = None
+    """Prompts whose answers are to stay as they are, whatever the objective."""
     eval: EvalSettings = EvalSettings()
+    compare: CompareSettings | None = None
+    """The grid of `anchorline compare`."""
 
 
 PATHS = (
@@ -107,6 +112,7 @@ PATHS = (
     ("prompts", "general"),
     ("prompts", "unstyled"),
     ("prompts", "decontaminate"),
+    ("retain", "prompts"),
     ("pairs", "file"),
     ("pairs", "answers"),
     ("pairs", "prompt"),
@@ -222,7 +228,7 @@ def _path_beside(keys: tuple[str, ...], value: Any, folder: Path) -> Any:
     # a model or data set may be a hub id: only what lies there, or can only be a file, is a path
     if keys[-1] in ("model", "file", "answers") and not beside.exists():
         return value
-    if keys[0] == "prompts" and not beside.exists() and not Path(value).suffix:
+    if keys[0] in ("prompts", "retain") and not beside.exists() and not Path(value).suffix:
         return value
     return str(beside)
 

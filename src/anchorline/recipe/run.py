@@ -45,7 +45,7 @@ from anchorline.recipe.manifest import (
     stage_key,
     write_manifest,
 )
-from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
 from anchorline.recipe.stages import (
     SETS,
     STAGES,
@@ -220,6 +220,8 @@ def check(context: RunContext, stages: list[Stage]) -> None:
         _ = context.style
     if "prompts" in names:
         read_sources(context.recipe)
+    if "retain" in names:
+        read_retained(context.recipe, [])
     if "given" in names:
         read_given(context.recipe)
     if "answers" in names:

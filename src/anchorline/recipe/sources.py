@@ -67,6 +67,14 @@ class Given(NamedTuple):
     problems: list[DataError]
 
 
+class Retain(NamedTuple):
+    """Prompts whose answers are to stay, those left out because evaluation uses them, and rows that could not be used."""
+
+    prompts: list[Prompt]
+    dropped: list[Prompt]
+    problems: list[DataError]
+
+
 def read_sources(recipe: Recipe) -> Sources:
     """Training, held-out, general and unstyled prompts.
 
@@ -101,6 +109,23 @@ def read_sources(recipe: Recipe) -> Sources:
         train, overlapping = drop_contaminated(train, evaluation_texts(file), n=sources.decontaminate_words)
         contaminated += [(file, found) for found in overlapping]
     return Sources(train[: sources.limit], heldout, general, unstyled, dropped, contaminated, problems)
+
+
+def read_retained(recipe: Recipe, measured: Sequence[Prompt]) -> Retain:
+    """The prompts of `retain.prompts`, without those that evaluation measures.
+
+    Raises:
+        DataError: none is left.
+
+    """
+    assert recipe.retain is not None
+    loaded = read_prompts(recipe.retain.prompts, strict=recipe.strict)
+    try:
+        kept, dropped = drop_overlap(loaded.rows, measured)
+    except DataError:
+        why = "all its prompts are ones that evaluation measures; name others"
+        raise DataError(why, file=recipe.retain.prompts) from None
+    return Retain(kept, dropped, loaded.problems)
 
 
 def read_answers(recipe: Recipe) -> GivenAnswers:

@@ -9,6 +9,7 @@
     pairs:clair, pairs:on_policy, …    sets/MAKER/pairs.jsonl    the same answers by one maker, beside the run's own pairs
     measure    measure.json                     how contrastive the pairs are
     advise     advise.json                      with `train.objective: auto`: which objective fits
+    retain     retain-answers.jsonl             with `retain`: the reference answers the prompts that are to stay
     train      train/, model/
     evaluate   evals/*.json                     before against after
     report     report.html, README.md, summary.json
@@ -53,13 +54,14 @@ from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import ask_policy
-from anchorline.recipe.sources import read_answers, read_given, read_sources
+from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
 from anchorline.train.config import AUTO
 from anchorline.train.processes import led
 from anchorline.types import Failure, Pair, Prompt, Unpaired
 
 SETS = "sets"
 """The folder of the makers' sets."""
+RETAINED = "retain-answers.jsonl"
 TRAIN = "train"
 """What the leading process says to the others when all of them train."""
 
@@ -83,11 +85,11 @@ class Stage(NamedTuple):
     """Files of the run folder that it reads in part; what it uses of them is in `settings`."""
 
 
-def _malformed(problems: list[DataError]) -> list[Failure]:
+def _malformed(problems: list[DataError], stage: str = "prompts") -> list[Failure]:
     def failure(problem: DataError) -> Failure:
         file, line, field = str(problem.file), problem.line, problem.field
         details = {"file": file, "line": line, "field": field}
-        return Failure(f"{file}:{line}", "prompts", "malformed", str(problem), details)
+        return Failure(f"{file}:{line}", stage, "malformed", str(problem), details)
 
     return [failure(problem) for problem in problems]
 
@@ -262,6 +264,16 @@ def _measure(run: RunContext) -> list[Failure]:
     return []
 
 
+def _retain(run: RunContext) -> list[Failure]:
+    asked = run.need(run.recipe.retain, "retain")
+    measured = [prompt for name in _HELDOUT for prompt in run.prompts(name)]
+    found = read_retained(run.recipe, measured)
+    settings = as_it_is(SampleSettings(max_new_tokens=asked.max_new_tokens, batch_size=asked.batch_size))
+    run.answer(run.loaded(run.recipe.train.dtype), found.prompts, settings, RETAINED)
+    why = "evaluation uses the prompt, so it is not trained on"
+    return [*(Failure(p.id, "retain", "heldout", why) for p in found.dropped), *_malformed(found.problems, "retain")]
+
+
 def _train(run: RunContext) -> list[Failure]:
     led(lambda: TRAIN)  # the other processes of this run wait for this word
     return train_together(run)
@@ -269,6 +281,7 @@ def _train(run: RunContext) -> list[Failure]:
 
 def train_together(run: RunContext) -> list[Failure]:
     """Train with the pairs of the run folder; every process of the run calls it."""
+    from anchorline.train.retain import Retained
     from anchorline.train.run import train
 
     run.release()
@@ -279,6 +292,7 @@ def train_together(run: RunContext) -> list[Failure]:
         decided(recipe, run.folder),
         run.folder,
         heldout=run.read("evals/given-pairs.jsonl", pair_from_row),
+        retain=Retained(run.read(RETAINED, answer_from_row), recipe.retain) if recipe.retain else None,
         seed=recipe.seed,
         progress=run.progress,
     )
@@ -356,9 +370,25 @@ def _train_settings(run: RunContext) -> dict[str, Any]:
     settings["train"]["objective"] = decided(run.recipe, run.folder).objective
     for name in ("save_steps", "save_total_limit", "reference_cache"):  # how it is interrupted, not what comes out
         del settings["train"][name]
+    if retains(run.recipe):
+        settings["retain"] = run.need(run.recipe.retain, "retain").model_dump(include={"weight", "per_step"})
     if recipe_evaluates(run.recipe):
         settings["heldout"] = content_hash(run.path("evals/given-pairs.jsonl"))
     return settings
+
+
+def retains(recipe: Recipe) -> bool:
+    """Whether answers are held in place while it trains."""
+    return recipe.retain is not None and recipe.retain.weight > 0
+
+
+def _retain_settings(run: RunContext) -> dict[str, Any]:
+    asked = run.need(run.recipe.retain, "retain")
+    used = _model_settings(run) | {"dtype": run.recipe.train.dtype, "strict": run.recipe.strict}
+    return used | {
+        "retain": asked.model_dump(include={"max_new_tokens", "batch_size"}),
+        "prompts": _source(asked.prompts),
+    }
 
 
 def recipe_evaluates(recipe: Recipe) -> bool:
@@ -530,9 +560,18 @@ STAGES: tuple[Stage, ...] = (
         lambda recipe: recipe.train.objective == AUTO,
     ),
     Stage(
+        "retain",
+        "the reference answers the prompts that are to stay",
+        _HELDOUT,
+        (RETAINED,),
+        _retain_settings,
+        _retain,
+        retains,
+    ),
+    Stage(
         "train",
         "train the policy",
-        ("pairs.jsonl",),
+        ("pairs.jsonl", RETAINED),
         ("train", "model"),
         _train_settings,
         _train,

@@ -164,6 +164,29 @@ def outlines(edges: Sequence[float], sets: Sequence[Outline], *, label: str) -> 
     return _svg(parts, label)
 
 
+class Dot(NamedTuple):
+    """A point: where it lies (x, and a share y), its colour class, and what stands there."""
+
+    x: float
+    y: float
+    colour: str
+    title: str
+
+
+def dot_chart(dots: Sequence[Dot], *, label: str) -> Markup:
+    """Shares from 0 to 100 % over another quantity that starts at 0; each point says what it is."""
+    drawn = [dot for dot in dots if is_number(dot.x) and is_number(dot.y)]
+    if not drawn:
+        return Markup("")
+    x_ticks = ticks(0.0, max(dot.x for dot in drawn) or 1.0, about=5)
+    x_scale, y_scale = _Scale(0.0, x_ticks[-1], LEFT, RIGHT), _Scale(0.0, 1.0, BOTTOM, TOP)
+    parts = [*_y_axis([0.0, 0.25, 0.5, 0.75, 1.0], y_scale, percent=True), *_x_axis(x_ticks, x_scale)]
+    for dot in drawn:
+        shape = Markup('<circle class="point {}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>')
+        parts.append(str(shape.format(dot.colour, x_scale(dot.x), y_scale(dot.y), visible(dot.title))))
+    return _svg(parts, label)
+
+
 def interval_plot(before: Mapping[str, Any], after: Mapping[str, Any], *, label: str) -> Markup:
     """Two shares on one scale of 0 to 100 %: a dot with its interval as a line, before above after."""
     scale = _Scale(0, 1, 6, 194)

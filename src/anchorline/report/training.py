@@ -35,6 +35,10 @@ CURVES: Mapping[str, tuple[str, *tuple[tuple[str, str, Colour], ...]]] = {
         ("chosen", "chosen_weight", "chosen"),
         ("rejected", "rejected_weight", "rejected"),
     ),
+    "Held in place": (
+        "KL(reference‖policy) in nats a token, estimated along the retained answers of a step. 0 at the start.",
+        ("retained", "retain_kl", "neutral"),
+    ),
     "Gradient norm": ("Before clipping. Spikes mean unsteady steps.", ("norm", "grad_norm", "neutral")),
     "Learning rate": ("The schedule as it was run.", ("rate", "learning_rate", "neutral")),
 }

@@ -45,11 +45,31 @@ class Share:
         return [rows[process :: self.processes] for process in range(self.processes)]
 
 
-class StepSampler(Sampler[list[list[int]]]):
-    """The rows of one process in each step of an epoch; every epoch has an order of its own, the same in all processes."""
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Examples that come with every step's pairs, in rows of their own, so that the pairs' rows are what they were."""
 
-    def __init__(self, sizes: Sequence[int], share: Share, *, process: int, seed: int) -> None:
+    sizes: Sequence[int] = ()
+    per_step: int = 0
+
+    @property
+    def count(self) -> int:
+        """Of a step."""
+        return min(self.per_step, len(self.sizes))
+
+
+class StepSampler(Sampler[list[list[int]]]):
+    """The rows of one process in each step of an epoch; every epoch has an order of its own, the same in all processes.
+
+    The examples `beside` are numbered after the pairs. They are gone through in turn, step after step, one round after
+    the other in the order of the epoch.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], share: Share, *, process: int, seed: int, beside: Beside = Beside()
+    ) -> None:
         self.sizes, self.share, self.process, self.seed, self.epoch = sizes, share, process, seed, 0
+        self.beside = beside
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer before each epoch."""
@@ -61,10 +81,17 @@ class StepSampler(Sampler[list[list[int]]]):
     def __iter__(self) -> Iterator[list[list[int]]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.sizes), generator=generator).tolist()
-        for start in range(0, len(order), self.share.pairs_per_step):
-            step = order[start : start + self.share.pairs_per_step]
-            rows = self.share.rows([self.sizes[i] for i in step])[self.process]
-            yield [[step[place] for place in row] for row in rows]
+        beside = torch.randperm(len(self.beside.sizes), generator=generator).tolist()
+        for number, start in enumerate(range(0, len(order), self.share.pairs_per_step)):
+            rows = self._rows(order[start : start + self.share.pairs_per_step], self.sizes)
+            count = self.beside.count
+            along = [beside[k % len(beside)] for k in range(number * count, (number + 1) * count)]
+            kept = self._rows(along, self.beside.sizes) if along else []
+            yield [*rows, *([len(order) + i for i in row] for row in kept)]
+
+    def _rows(self, step: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+        rows = self.share.rows([sizes[i] for i in step])[self.process]
+        return [[step[place] for place in row] for row in rows]
 
 
 class Unread(Dataset[Any]):

@@ -37,6 +37,23 @@ class LoraSettings(BaseModel):
     """Adapt only the last N layers: the backward ends at the first of them, so N of 2N save a quarter of the time."""
 
 
+class RetainSettings(BaseModel):
+    """Prompts whose answers are to stay as the reference gives them, beside any objective."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: str
+    """The prompts: a file or a hub id. The reference answers each once, at temperature 1."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """The loss gains this times KL(reference ‖ policy) in nats a token, the mean over a step's answers; 0 does without."""
+    per_step: int = Field(default=4, ge=1, le=65536)
+    """Of these answers behind one optimizer step, on all processes together."""
+    max_new_tokens: int = Field(default=64, ge=1, le=32768)
+    """Where the reference's answer is cut."""
+    batch_size: int = Field(default=64, ge=1, le=4096)
+    """Answers written at the same time."""
+
+
 class TrainSettings(BaseModel):
     """One training run on pairs or on single labelled answers."""
 

@@ -44,6 +44,7 @@ from anchorline.train.processes import joined, led, rank
 from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_folder, reference_key, reference_logps
 from anchorline.train.reference_tokens import wanted_tokens
+from anchorline.train.retain import Retained, tokenise_retained
 from anchorline.train.tokenise import Template, Tokenised, needs_mismatched, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData, share_of
 from anchorline.types import Failure, Pair, Unpaired
@@ -65,6 +66,7 @@ def train(
     folder: Path,
     *,
     heldout: Sequence[Pair] | Sequence[Unpaired] = (),
+    retain: Retained | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     progress: Progress = SILENT,
@@ -81,6 +83,7 @@ def train(
         settings: how.
         folder: the run folder.
         heldout: rows to measure during training, where `settings.arguments` has an `eval_strategy`.
+        retain: answers of `model` that are to stay as likely as they are, beside the objective.
         callbacks: the Trainer's.
         seed: of the adapter's first weights, the order of the rows and dropout.
         progress: told of each step.
@@ -93,7 +96,8 @@ def train(
 
     """
     with joined():
-        return _train(rows, model, settings, folder, heldout, callbacks, seed, progress if rank() == 0 else SILENT)
+        shown = progress if rank() == 0 else SILENT
+        return _train(rows, model, settings, folder, heldout, retain, callbacks, seed, shown)
 
 
 def _train(
@@ -102,6 +106,7 @@ def _train(
     settings: TrainSettings,
     folder: Path,
     heldout: Sequence[Pair] | Sequence[Unpaired],
+    retain: Retained | None,
     callbacks: Sequence[TrainerCallback],
     seed: int,
     progress: Progress,
@@ -129,6 +134,13 @@ def _train(
         raise DataError(f"no row is left to train on{_why(data)}")
     if evaluates and not measured.examples:
         raise DataError(f"train.arguments.eval_strategy wants held-out pairs, and there are none{_why(measured)}")
+    retain = retain if retain and retain.settings.weight > 0 else None
+    kept = Tokenised([], [])
+    if retain:
+        template = Template(loaded.tokenizer, end_of_turn(loaded))
+        kept = tokenise_retained(retain.answers, template, max_tokens=settings.max_tokens)
+        if not kept.examples:
+            raise DataError(f"no answer is left to retain{_why(kept)}; see retain.prompts")
     examples, heldout_examples = data.examples, measured.examples
     if needs_mismatched(examples, settings.objective):
         examples, heldout_examples = with_mismatched(examples), with_mismatched(heldout_examples)
@@ -144,7 +156,7 @@ def _train(
         key = reference_key(fingerprint(loaded.path), arithmetic=_arithmetic(loaded), forward=settings.forward)
         reference = reference_logps(
             loaded.model,
-            [*examples, *heldout_examples],
+            [*examples, *heldout_examples, *kept.examples],
             cache,
             key=key,
             packed=settings.forward == "packed",
@@ -170,13 +182,20 @@ def _train(
             trainer = AnchoredTrainer(
                 model=policy,
                 args=arguments,
-                data=TrainingData(examples, reference, heldout_examples),
+                data=TrainingData(
+                    examples,
+                    reference,
+                    heldout_examples,
+                    kept.examples,
+                    wanted_tokens(cache / key, kept.examples) if retain else {},
+                ),
                 settings=settings,
                 dtype=torch_dtype(loaded.device),
                 pad=pad,
                 folder=logs,
                 advance=advance,
                 recorder=recorder,
+                retain=retain.settings if retain else None,
                 callbacks=callbacks,
             )
         checkpoint = led(lambda: _last_state(logs))
@@ -185,7 +204,7 @@ def _train(
         with disk_trouble("the model", folder):
             _save(trainer, policy, loaded, folder / "model", merge=settings.merge)
     led(lambda: _tidy(logs, start))
-    return Trained(folder / "model", len(examples), total, data.failures)
+    return Trained(folder / "model", len(examples), total, [*data.failures, *kept.failures])
 
 
 def _format(logs: Path) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -26,14 +27,15 @@ from anchorline.objectives.mixed import each
 from anchorline.objectives.table import loss
 from anchorline.progress import Advance
 from anchorline.train.arithmetic import multiplying_in
-from anchorline.train.batches import Share, StepLoader, StepSampler, Unread
+from anchorline.train.batches import Beside, Share, StepLoader, StepSampler, Unread
 from anchorline.train.checkpoints import written_aside
-from anchorline.train.config import TrainSettings
+from anchorline.train.config import RetainSettings, TrainSettings
 from anchorline.train.diagnostics import mean, step_metrics
 from anchorline.train.forward import by_branch, example_token_logps, response_sums
 from anchorline.train.processes import count, gathered, rank
 from anchorline.train.profile import ProfileSteps
 from anchorline.train.records import BatchLogps, Record, Recorder
+from anchorline.train.retain import retain_kl
 from anchorline.train.tokenise import Example, response_key
 
 
@@ -44,6 +46,10 @@ class TrainingData(NamedTuple):
     reference: Mapping[str, float]
     heldout: Sequence[Example] = ()
     """Measured during training where `eval_strategy` says so."""
+    retained: Sequence[Example] = ()
+    """Answers of the reference that are to stay as likely as they are."""
+    retained_reference: Mapping[str, np.ndarray] = {}
+    """The reference's log-prob of each of their tokens, by `response_key`."""
 
 
 WAY_OUT = "lower train.learning_rate, or set train.dtype to float32"
@@ -102,6 +108,7 @@ class AnchoredTrainer(Trainer):
         folder: Path,
         advance: Advance,
         recorder: Recorder | None = None,
+        retain: RetainSettings | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Without a `recorder`, the records lack the places of the change."""
@@ -120,20 +127,30 @@ class AnchoredTrainer(Trainer):
         self._loss_shifts_labels = False
         self.data, self.settings, self.pad, self.folder = data, settings, pad, folder
         self.dtype, self.advance, self.recorder = dtype, advance, recorder or Recorder(settings)
+        self.retain = retain
         self._records: list[Record] = []
+        self._retain_kl: list[float] = []
         self._aside: str | None = None
         self._started = time.monotonic()
         self._logged: float | None = None
 
     def _collate(self, rows: list[list[int]]) -> dict[str, Any]:
-        return {"labels": torch.ones(sum(map(len, rows))), "rows": rows}
+        pairs = sum(number < len(self.data.examples) for row in rows for number in row)
+        return {"labels": torch.ones(pairs), "rows": rows}
 
     def get_train_dataloader(self) -> StepLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The rows of this process, a step at a time: accelerate would repeat pairs where they do not come out even."""
         sizes = [example.tokens for example in self.data.examples]
         process = rank() if count() > 1 else 0
-        sampler = StepSampler(sizes, share_of(self.settings), process=process, seed=self._data_seed)
+        sampler = StepSampler(
+            sizes, share_of(self.settings), process=process, seed=self._data_seed, beside=self._beside
+        )
         return StepLoader(Unread(len(sizes)), batch_sampler=sampler, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _beside(self) -> Beside:
+        sizes = [example.tokens for example in self.data.retained]
+        return Beside(sizes, self.retain.per_step if self.retain else 0)
 
     @property
     def _data_seed(self) -> int:
@@ -170,8 +187,16 @@ class AnchoredTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step."""
+        """The objective's loss of one packed row, summed over its pairs and divided by the pairs of the step.
+
+        A row of retained answers gives their part of the step's weighted mean.
+        """
         assert not return_outputs, "the trainer trains; `evaluate` measures"
+        # gradients are averaged over processes, but a mean is over the step of all processes together
+        processes = self.args.world_size if num_items_in_batch is not None else 1
+        first = len(self.data.examples)
+        if any(i >= first for i in inputs["rows"]):
+            return self._retained(model, [self.data.retained[i - first] for i in inputs["rows"]]) * processes
         examples = [self.data.examples[i] for i in inputs["rows"]]
         if not examples:  # a row for another process: take part in its collective calls, and in nothing else
             return self._tokens(model, self.data.examples[:1]).sum() * 0
@@ -186,8 +211,14 @@ class AnchoredTrainer(Trainer):
         records = self.recorder.rows(examples, batch, rows, by_branch(tokens, examples))
         self._records += [{**where, **record} for record in records]
         pairs = num_items_in_batch if num_items_in_batch is not None else len(rows)
-        # gradients are averaged over processes, but the count is of all processes together
-        return rows.sum() / pairs * (self.args.world_size if num_items_in_batch is not None else 1)
+        return rows.sum() / pairs * processes
+
+    def _retained(self, model: Any, examples: Sequence[Example]) -> Tensor:
+        assert self.retain is not None
+        tokens = by_branch(self._tokens(model, examples), examples)
+        kl = retain_kl(tokens, examples, self.data.retained_reference)
+        self._retain_kl += kl.tolist()
+        return self.retain.weight * kl.sum() / self._beside.count
 
     def _tokens(self, model: Any, examples: Sequence[Example]) -> Tensor:
         return example_token_logps(model, examples, packed=self.settings.forward == "packed", pad=self.pad)
@@ -248,6 +279,9 @@ class AnchoredTrainer(Trainer):
                     f"(rows {', '.join(record['id'] for record in records[:3])}); {WAY_OUT}"
                 )
             numbers = step_metrics(records)
+            if self.retain:
+                numbers["retain_kl"] = mean([kl for part in gathered(self._retain_kl) for kl in part])
+                self._retain_kl = []
             self._write(logs, numbers, records)
             logs |= {name: value for name, value in numbers.items() if value is not None}
         super().log(logs, start_time)

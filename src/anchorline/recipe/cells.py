@@ -1,0 +1,125 @@
+"""One cell of the grid: trained, evaluated, and then one JSON file that is never written again.
+
+    cells/NAME/key       what the cell depends on; another key empties the folder
+    cells/NAME/train/    as in a run folder; a killed training continues
+    cells/NAME/cell.json the result; the trained weights are not kept
+
+>>> run_cell(cell, run, pairs, folder)["share"]  # doctest: +SKIP
+0.75
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anchorline.data import answer_from_row, pair_to_row, read_json, read_jsonl, write_json
+from anchorline.llm.device import exact_dtype
+from anchorline.objectives.names import parse_objective
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.grid import Cell, mean
+from anchorline.recipe.stages import RETAINED, eval_sampling
+from anchorline.style import Style, check
+from anchorline.types import Answer, Pair
+
+RESULT = "cell.json"
+CURVES = ("step", "chosen_reward", "rejected_reward", "retain_kl")
+
+
+def finished(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -> dict[str, Any] | None:
+    """The cell's result, where it was made of these pairs with these settings."""
+    file = folder / RESULT
+    if not file.is_file() or not _same_key(cell, run, pairs, folder):
+        return None
+    return read_json(file)
+
+
+def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -> dict[str, Any]:
+    """Train and evaluate; `run` is the context of the shared folder, with the answers from before.
+
+    A cell that was killed goes on from its newest checkpoint.
+    """
+    from anchorline.evals.drift import drift
+    from anchorline.evals.subject import attend, load_subject
+    from anchorline.train.retain import Retained
+    from anchorline.train.run import train
+
+    if not _same_key(cell, run, pairs, folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key").write_text(_key(cell, run, pairs), encoding="utf-8")
+    recipe = run.recipe
+    update = {"objective": parse_objective(cell.objective), "learning_rate": cell.learning_rate}
+    settings = recipe.train.model_copy(update=update)
+    retain = None
+    if recipe.retain and cell.weight:
+        held = recipe.retain.model_copy(update={"weight": cell.weight})
+        retain = Retained(run.read(RETAINED, answer_from_row), held)
+    train(pairs, run.model, settings, folder, retain=retain, seed=cell.seed, progress=run.progress)
+    packed = settings.forward == "packed"
+    subject = load_subject(folder / "model", run.model, dtype=exact_dtype(recipe.eval.dtype), packed=packed)
+    here = RunContext(recipe, folder, progress=run.progress)
+    heldout = run.prompts("evals/prompts.jsonl")
+    after = here.answer(subject.policy, heldout, eval_sampling(recipe), "after.jsonl")
+    attend(subject, "packed")
+    general = run.read("evals/general.jsonl", answer_from_row)
+    moved = drift(subject, general, seed=recipe.seed, progress=run.progress) if general else {}
+    grid = recipe.compare
+    assert grid is not None
+    steps = [row for _, row in read_jsonl(folder / "train" / "metrics.jsonl")]
+    result = {
+        **cell._asdict(),
+        **answered(run.style, after, grid.tone),
+        "drift": moved.get("kl_per_token", 0.0),
+        "drift_low": moved.get("low"),
+        "drift_high": moved.get("high"),
+        "curves": [{name: row.get(name) for name in CURVES if name in row} for row in steps],
+    }
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    write_json(folder / RESULT, result)
+    return result
+
+
+def answered(style: Style, answers: Sequence[Answer], tone: Sequence[str]) -> dict[str, Any]:
+    """How answers keep the style, prompt by prompt, and what they are like beside it."""
+    kept = [check(style, answer.prompt, answer.text) for answer in answers]
+    texts = [answer.text for answer in answers]
+    return {
+        "n": len(answers),
+        "kept": [all(row.values()) for row in kept],
+        "share": mean([all(row.values()) for row in kept]),
+        "rules_kept": mean([sum(row.values()) / len(row) for row in kept]),
+        "words": mean([len(text.split()) for text in texts]),
+        "cut": mean([answer.finish == "length" for answer in answers]),
+        "beside": {
+            "markdown": mean([re.search(r"\*\*|^\s*([-*#]|\d+\.) ", text, re.MULTILINE) is not None for text in texts]),
+            **{word: mean([word.lower() in text.lower() for text in texts]) for word in tone},
+        },
+    }
+
+
+def _key(cell: Cell, run: RunContext, pairs: Sequence[Pair]) -> str:
+    recipe = run.recipe
+    files = ("evals/prompts.jsonl", "evals/general.jsonl", *([RETAINED] if cell.weight else []))
+    parts = [
+        cell._asdict(),
+        recipe.train.model_dump(exclude={"save_steps", "save_total_limit", "reference_cache"}),
+        recipe.retain.model_dump(include={"per_step"}) if recipe.retain and cell.weight else None,
+        recipe.eval.model_dump(),
+        recipe.compare.tone if recipe.compare else (),
+        run.model_fingerprint,
+        run.style.model_dump(mode="json"),
+        list(map(pair_to_row, pairs)),
+        [hashlib.sha256(run.path(name).read_bytes()).hexdigest() for name in files if run.path(name).is_file()],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _same_key(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -> bool:
+    file = folder / "key"
+    return file.is_file() and file.read_text(encoding="utf-8") == _key(cell, run, pairs)

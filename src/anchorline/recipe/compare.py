@@ -1,0 +1,202 @@
+"""`anchorline compare`: the data sets against each other, and the objectives, on one's own task.
+
+    OUT/base/         a run folder: prompts, the policy's answers, the answers before, sets/MAKER/
+    OUT/cells/NAME/   one training each (cells.py)
+    OUT/compare.json, compare.html, compare.txt
+
+>>> table = compare(load_recipe("recipes/compare_harbour.yaml"), Path("runs/compare"))  # doctest: +SKIP
+>>> table["cells"][0]["share"]  # doctest: +SKIP
+0.75
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from anchorline.data import answer_from_row, pair_from_row, pair_to_row, read_jsonl, write_json
+from anchorline.data.candidates import Candidate, Candidates
+from anchorline.errors import DataError, RecipeError
+from anchorline.judge.style_judge import style_judge
+from anchorline.llm.types import SampleSettings
+from anchorline.pairs import by_rounds, off_policy
+from anchorline.progress import SILENT, Progress
+from anchorline.recipe.cells import answered, finished, run_cell
+from anchorline.recipe.config import Recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.contrasts import tabled
+from anchorline.recipe.grid import Cell, CompareSettings, Voice, planned
+from anchorline.recipe.manifest import content_hash, open_folder
+from anchorline.recipe.run import match_sets, run
+from anchorline.recipe.stages import SETS, retains
+from anchorline.style import check, without_torn_end
+from anchorline.types import Message, Messages, Pair, Prompt, Provenance
+
+
+def compare(
+    recipe: Recipe, folder: Path, *, max_minutes: float | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Bring the grid up to date, cell by cell; what is finished is not run again. Its table, also in files.
+
+    With `max_minutes` no cell begins that the slowest one so far would not let end in time; a first one always begins.
+
+    Raises:
+        UserError: the recipe cannot be compared, or what it names cannot be used.
+
+    """
+    started = time.monotonic()
+    grid = _checked(recipe)
+    base = folder / "base"
+    sets = _sets(recipe, grid, base, progress)
+    context = RunContext(recipe, base, progress=progress)
+    before = answered(context.style, context.read("evals/before.jsonl", answer_from_row), grid.tone)
+    done: dict[Cell, Mapping[str, Any]] = {}
+    slowest, stopped = 0.0, False
+    with open_folder(base):
+        while todo := [cell for cell in planned(grid, done) if cell not in done]:
+            cell = todo[0]
+            place = folder / "cells" / cell.name
+            result = finished(cell, context, sets[cell.maker], place)
+            if result is None:
+                begun = time.monotonic()
+                if max_minutes is not None and slowest and begun - started + slowest > 60 * max_minutes:
+                    stopped = True
+                    break
+                with progress.task(f"cell {cell.name} ({len(todo)} to go)", total=1, unit="cells") as advance:
+                    result = run_cell(cell, context, sets[cell.maker], place)
+                    advance(1)
+                slowest = max(slowest, time.monotonic() - begun)
+            done[cell] = result
+            table = _write(folder, recipe, grid, sets, before, done, todo=len(todo) - 1)
+    if stopped or not done:  # with the cells that an earlier call has finished behind the one that was to begin
+        for cell in planned(grid, done):
+            found = None if cell in done else finished(cell, context, sets[cell.maker], folder / "cells" / cell.name)
+            done |= {cell: found} if found else {}
+        missing = sum(cell not in done for cell in planned(grid, done))
+        table = _write(folder, recipe, grid, sets, before, done, todo=missing)
+    return table  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def _checked(recipe: Recipe) -> CompareSettings:
+    grid = recipe.compare or CompareSettings()
+    if recipe.style is None or recipe.prompts is None or recipe.model is None:
+        raise RecipeError(
+            "`compare` needs `model`, `style` and `prompts`: it makes the sets itself and checks answers by rules"
+        )
+    if any(grid.retain_weights) and recipe.retain is None:
+        raise RecipeError(
+            "compare.retain_weights is above 0, and `retain.prompts` is lacking; name prompts that are to stay"
+        )
+    if "stronger" in grid.sets and grid.stronger is None and recipe.llm.stronger is None:
+        raise RecipeError(
+            "the set stronger needs `compare.stronger` (the policy with another system message) or `llm.stronger`"
+        )
+    if "off_policy" in grid.sets and len(grid.others) < 2 and not recipe.llm.others:
+        raise RecipeError("the set off_policy needs two or more of `compare.others`, or `llm.others`")
+    return grid
+
+
+def _sets(recipe: Recipe, grid: CompareSettings, base: Path, progress: Progress) -> dict[str, list[Pair]]:
+    """The matched sets; answers that are there are not asked for again."""
+    run(recipe, base, upto="baseline", progress=progress)
+    if any(grid.retain_weights) and recipe.retain:
+        held = recipe.retain if retains(recipe) else recipe.retain.model_copy(update={"weight": 1.0})
+        run(recipe.model_copy(update={"retain": held}), base, upto="retain", progress=progress)
+    run(recipe, base, upto="sample", progress=progress)
+    own = {"stronger": grid.stronger is not None, "off_policy": bool(grid.others)}
+    for maker in grid.sets:
+        if not own.get(maker, False):
+            run(recipe, base, maker=maker, progress=progress)
+    with open_folder(base):
+        context = RunContext(recipe, base, progress=progress)
+        if "stronger" in grid.sets and grid.stronger:
+            _stronger(context, grid.stronger)
+        if "off_policy" in grid.sets and grid.others:
+            _off_policy(context, grid.others)
+        match_sets(base)
+    name = "matched.jsonl" if len(grid.sets) > 1 else "pairs.jsonl"
+    files = {maker: base / SETS / maker / name for maker in grid.sets}
+    sets = {maker: [pair_from_row(row) for _, row in read_jsonl(file)][: grid.pairs] for maker, file in files.items()}
+    if not all(sets.values()):
+        raise DataError(
+            "no prompt has a pair in every set; take more prompts, or more `samples` of them", file=base / SETS
+        )
+    return sets
+
+
+def _stronger(run: RunContext, voice: Voice) -> None:
+    answers = {answer.id: answer for answer in run.read("answers.jsonl", answer_from_row)}
+    pairs = []
+    for prompt, text in zip(run.prompts("prompts.jsonl"), _spoken(run, voice, "stronger"), strict=True):
+        old = answers.get(prompt.id)
+        if old and old.text.strip() and text and text != old.text:
+            origin = Provenance("stronger", run.policy_name, run.policy_name, {"voice": voice.model_dump()})
+            pairs.append(Pair(prompt.id, prompt.messages, text, old.text, origin))
+    run.write(f"{SETS}/stronger/pairs.jsonl", pairs, pair_to_row)
+
+
+def _off_policy(run: RunContext, voices: Sequence[Voice]) -> None:
+    spoken = [_spoken(run, voice, f"other{n}") for n, voice in enumerate(voices)]
+    choose = by_rounds(style_judge(run.style))
+    pairs = []
+    for prompt, *texts in zip(run.prompts("prompts.jsonl"), *spoken, strict=True):
+        answers = tuple(Candidate(text, f"{run.policy_name}, voice {n}") for n, text in enumerate(texts) if text)
+        if len(answers) > 1:
+            row = Candidates(prompt.id, prompt.messages, answers)
+            pairs.append(asyncio.run(off_policy(row, choose=choose, policy=run.policy_name)))
+    run.write(f"{SETS}/off_policy/pairs.jsonl", [pair for pair in pairs if isinstance(pair, Pair)], pair_to_row)
+
+
+def _spoken(run: RunContext, voice: Voice, name: str) -> list[str]:
+    """The voice's answer to each training prompt, of several the one that keeps most rules; "" where there is none."""
+    prompts = run.prompts("prompts.jsonl")
+    asked = [
+        replace(p, id=f"{p.id}#{name}{n}", messages=_with_system(p.messages, voice.system))
+        for n in range(voice.samples)
+        for p in prompts
+    ]
+    file = f"voices/{name}.jsonl"
+    key, here = run.path(f"voices/{name}.key"), f"{voice!r} {content_hash(run.path('prompts.jsonl'))} {run.recipe.seed}"
+    if not key.is_file() or key.read_text(encoding="utf-8") != here:
+        for old in (run.path(file), run.path(f"{file}.partial")):
+            old.unlink(missing_ok=True)
+        key.parent.mkdir(exist_ok=True)
+        key.write_text(here, encoding="utf-8")
+    batch = run.recipe.sample.batch_size
+    how = SampleSettings(max_new_tokens=voice.max_new_tokens, temperature=voice.temperature, batch_size=batch)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), asked, how, file)
+    texts = [without_torn_end(a.text) if a.finish == "length" else a.text.strip() for a in answers]
+    return [_best_of(run, prompt, texts[k :: len(prompts)]) for k, prompt in enumerate(prompts)]
+
+
+def _best_of(run: RunContext, prompt: Prompt, texts: Sequence[str]) -> str:
+    return max(texts, key=lambda text: (bool(text), sum(check(run.style, prompt.messages, text).values())))
+
+
+def _with_system(messages: Messages, system: str | None) -> Messages:
+    if system is None:
+        return messages
+    return (Message("system", system), *(m for m in messages if m.role != "system"))
+
+
+def _write(
+    folder: Path,
+    recipe: Recipe,
+    grid: CompareSettings,
+    sets: Mapping[str, Sequence[Pair]],
+    before: Mapping[str, Any],
+    done: Mapping[Cell, Mapping[str, Any]],
+    *,
+    todo: int,
+) -> dict[str, Any]:
+    from anchorline.report.compare_page import compare_text, write_compare_page
+
+    table = {"name": recipe.name, "todo": todo, "before": before, **tabled(grid, sets, done)}
+    write_json(folder / "compare.json", table)
+    write_compare_page(folder / "compare.html", table)
+    (folder / "compare.txt").write_text(compare_text(table), encoding="utf-8")
+    return table

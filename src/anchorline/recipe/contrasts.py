@@ -1,0 +1,115 @@
+"""What the cells say together: each set with each objective, the two headline contrasts, and gain at equal drift. Pure.
+
+>>> mcnemar([True] * 6 + [False], [False] * 6 + [True])
+0.125
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from anchorline.evals.stats import bootstrap_mean, wilson
+from anchorline.measure import measure_pair, summarise
+from anchorline.recipe.grid import CompareSettings, Results, best, mean, swept
+from anchorline.types import Pair
+
+BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.5)
+"""Drifts, in nats a token, up to which the best gain is asked for."""
+MEASURES = ("word_jaccard", "normalised_distance", "length_ratio")
+
+
+def tabled(grid: CompareSettings, sets: Mapping[str, Sequence[Pair]], done: Results) -> dict[str, Any]:
+    """The whole comparison, JSON-ready."""
+    return {
+        "sets": [{"set": name, "pairs": len(pairs), **_contrastive(pairs)} for name, pairs in sets.items()],
+        "rows": [row for s in grid.sets for o in grid.objectives if (row := _row(grid, done, s, o))],
+        "contrasts": list(_contrasts(grid, done)),
+        "retain": [
+            _point(result) for cell, result in done.items() if len(grid.retain_weights) > 1 and _held(grid, done, cell)
+        ],
+        "cells": [dict(result) for result in done.values()],
+        "budgets": BUDGETS,
+    }
+
+
+def _contrastive(pairs: Sequence[Pair]) -> dict[str, Any]:
+    metrics = summarise([measure_pair(pair.chosen, pair.rejected) for pair in pairs])["metrics"]
+    return {name: metrics[name]["mean"] for name in MEASURES if name in metrics}
+
+
+def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[str, Any] | None:
+    found = swept(grid, done, maker, objective)
+    top = best(found)
+    if top is None:
+        return None
+    result = found[top]
+    again = [r for c, r in done.items() if c._replace(seed=top.seed) == top and c.seed != top.seed]
+    interval = wilson(sum(result["kept"]), result["n"])
+    own = [r for c, r in done.items() if (c.maker, c.objective) == (maker, objective) and not c.weight]
+    return {
+        **_point(result),
+        "low": interval.low,
+        "high": interval.high,
+        "n": result["n"],
+        "learning_rate": top.learning_rate,
+        "mean_over_rates": mean([r["share"] for r in found.values()]),
+        "rates": len(found),
+        "further_seeds": mean([r["share"] for r in again]),
+        "seeds": len(again),
+        "words": result["words"],
+        "beside": result["beside"],
+        "at_drift": [max((r["share"] for r in own if r["drift"] <= most), default=None) for most in BUDGETS],
+        "curves": result["curves"],
+    }
+
+
+def _point(result: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("maker", "objective", "weight", "seed", "learning_rate", "share", "rules_kept", "drift")
+    return {name: result[name] for name in names}
+
+
+def _held(grid: CompareSettings, done: Results, cell: Any) -> bool:
+    top = best(swept(grid, done, cell.maker, cell.objective))
+    return top is not None and cell._replace(weight=top.weight) == top and cell.maker == grid.sets[0]
+
+
+def _contrasts(grid: CompareSettings, done: Results) -> Iterator[dict[str, Any]]:
+    """The first set against each other one by the first objective; each apo objective against the others, first set."""
+    first_set, first = grid.sets[0], grid.objectives[0]
+    for other in grid.sets[1:]:
+        yield from _contrast(grid, done, (first_set, first), (other, first))
+    anchored = [o for o in grid.objectives if o.startswith("apo")]
+    for one in anchored:
+        for other in grid.objectives:
+            if other not in anchored:
+                yield from _contrast(grid, done, (first_set, one), (first_set, other))
+
+
+def _contrast(grid: CompareSettings, done: Results, one: Any, other: Any) -> Iterator[dict[str, Any]]:
+    cells = [best(swept(grid, done, *key)) for key in (one, other)]
+    if cells[0] is None or cells[1] is None:
+        return
+    ours, theirs = (done[cell]["kept"] for cell in cells if cell)
+    differences = [float(a) - float(b) for a, b in zip(ours, theirs, strict=True)]
+    interval = bootstrap_mean(differences, seed=0)
+    yield {
+        "one": "-".join(one),
+        "other": "-".join(other),
+        "n": len(ours),
+        "difference": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "p": mcnemar(ours, theirs),
+        "drift_difference": done[cells[0]]["drift"] - done[cells[1]]["drift"],
+    }
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """The exact two-sided p: were one only of the two kept, how unlike a fair coin is it which."""
+    wins = sum(a and not b for a, b in zip(ours, theirs, strict=True))
+    losses = sum(b and not a for a, b in zip(ours, theirs, strict=True))
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)

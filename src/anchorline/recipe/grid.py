@@ -1,0 +1,123 @@
+"""The grid of `anchorline compare`: its settings, its cells, and their order. Pure.
+
+The order makes an early stop useful: first every set with every objective once, then the other learning rates, then further
+seeds of the cells that the two headline contrasts rest on, then the weights of `retain`.
+
+>>> grid = CompareSettings(sets=("clair",), objectives=("dpo",), learning_rates=(1e-3, 1e-4), seeds=(0, 1))
+>>> [cell.name for cell in planned(grid, {})]
+['clair-dpo-lr0.001-seed0', 'clair-dpo-lr0.0001-seed0']
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from anchorline.objectives.names import parse_objective
+from anchorline.pairs.settings import MAKERS, Maker
+
+
+class Voice(BaseModel):
+    """A way in which the policy itself answers, in the place of another model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str | None = None
+    """In the place of the prompts' system message; null leaves it."""
+    temperature: float = Field(default=0.7, ge=0.0, le=5.0)
+    """Of sampling."""
+    max_new_tokens: int = Field(default=48, ge=1, le=32768)
+    """Where an answer is cut; the torn last sentence of a cut one is left out."""
+    samples: int = Field(default=1, ge=1, le=64)
+    """Answers to each prompt, of which the one that keeps most rules is taken."""
+
+
+class CompareSettings(BaseModel):
+    """Which cells the grid has. The first set, objective, seed and weight are what the others are held against."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sets: tuple[Maker, ...] = Field(default=MAKERS, min_length=1)
+    """Makers of the data sets, all on the same prompts."""
+    objectives: tuple[str, ...] = Field(default=("apo_zero", "apo_down", "dpo", "kto", "sft"), min_length=1)
+    """Names, or weighted sums such as `apo_zero=1,sft=1`."""
+    learning_rates: tuple[float, ...] = Field(default=(5e-4, 1.5e-4), min_length=1)
+    """Tried for every set and objective: the same budget for each."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Further ones are run for the first set's row and the first objective's column, at their best learning rate."""
+    retain_weights: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    """Values of `retain.weight`; further ones are run on the first set, at the best learning rate."""
+    pairs: int | None = Field(default=None, ge=1)
+    """Use only this many pairs of each set, the first ones."""
+    stronger: Voice | None = None
+    """The stronger answers, where no `llm.stronger` is asked."""
+    others: tuple[Voice, ...] = ()
+    """Two or more: the answers of off_policy, where no `llm.others` are asked."""
+    tone: tuple[str, ...] = ("please", "thank", "sorry", "happy")
+    """Words whose share of answers is counted before and after, beside the aim."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            parse_objective(name)
+        return names
+
+
+class Cell(NamedTuple):
+    """One training."""
+
+    maker: Maker
+    objective: str
+    learning_rate: float
+    seed: int
+    weight: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        held = f"-retain{self.weight:g}" if self.weight else ""
+        objective = re.sub(r"[^\w.]+", "_", self.objective)
+        return f"{self.maker}-{objective}-lr{self.learning_rate:g}{held}-seed{self.seed}"
+
+
+Results = Mapping[Cell, Mapping[str, Any]]
+
+
+def planned(grid: CompareSettings, done: Results) -> list[Cell]:
+    """Every cell that is known so far, in order: seeds and weights come when the learning rates of their cell are done."""
+    rates, seed, weight = grid.learning_rates, grid.seeds[0], grid.retain_weights[0]
+    head: list[tuple[Maker, str]] = [(grid.sets[0], o) for o in grid.objectives] + [
+        (s, grid.objectives[0]) for s in grid.sets[1:]
+    ]
+    rest: list[tuple[Maker, str]] = [(s, o) for s in grid.sets[1:] for o in grid.objectives[1:]]
+    cells = [Cell(s, o, rate, seed, weight) for rate in rates for s, o in (*head, *rest)]
+    chosen = {(s, o): best(swept(grid, done, s, o)) for s, o in head if len(swept(grid, done, s, o)) == len(rates)}
+    for further in grid.seeds[1:]:
+        cells += [cell._replace(seed=further) for key in head if (cell := chosen.get(key))]
+    for held in grid.retain_weights[1:]:
+        cells += [cell._replace(weight=held) for key in head if (cell := chosen.get(key)) and key[0] == grid.sets[0]]
+    return cells
+
+
+def swept(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[Cell, Mapping[str, Any]]:
+    """The finished cells of a set and an objective that differ in the learning rate alone."""
+    same = (maker, objective, grid.seeds[0], grid.retain_weights[0])
+    return {c: r for c, r in done.items() if (c.maker, c.objective, c.seed, c.weight) == same}
+
+
+def best(results: Results) -> Cell | None:
+    """The cell with most answers that keep all rules; then with most rules kept; then with the least drift."""
+    return max(results, key=lambda cell: _merit(results[cell]), default=None)
+
+
+def _merit(result: Mapping[str, Any]) -> tuple[float, ...]:
+    return result["share"], result["rules_kept"], -result["drift"]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, None of nothing."""
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,96 @@
+"""The grid of `compare` on one HTML page, and as text: text, a style sheet and SVG, nothing that runs or loads.
+
+>>> empty = {"name": "x", "todo": 3, "before": {"share": 0.0, "n": 4}, "sets": [], "rows": [], "contrasts": [], "retain": [],
+...          "cells": [], "budgets": []}
+>>> "<script" in build_compare_page(empty), compare_text(empty).splitlines()[0]
+(False, 'x: 0 cells, 3 to go; before training 0 % of 4 held-out answers keep every rule')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from anchorline.report.charts import Dot, Line, dot_chart, line_chart
+from anchorline.report.figures import number, percent
+from anchorline.report.files import write_page
+from anchorline.report.html import environment
+
+COLOURS = 6
+
+
+def write_compare_page(target: Path, table: Mapping[str, Any]) -> Path:
+    """Write the page, whole or not at all, and return its path."""
+    return write_page(target, build_compare_page(table))
+
+
+def build_compare_page(table: Mapping[str, Any]) -> str:
+    """The whole page."""
+    objectives = list(dict.fromkeys(row["objective"] for row in table["rows"]))
+    colours = {name: f"s{n % COLOURS + 1}" for n, name in enumerate(objectives)}
+    return (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            table=table,
+            colours=colours,
+            words=list(table["before"].get("beside", {})),
+            planes=list(_planes(table, colours)),
+            curves=list(_curves(table)),
+        )
+    )
+
+
+def _planes(table: Mapping[str, Any], colours: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:
+    for name in dict.fromkeys(row["maker"] for row in table["rows"]):
+        cells = [cell for cell in table["cells"] if cell["maker"] == name]
+        dots = [Dot(cell["drift"], cell["share"], colours[cell["objective"]], _said(cell)) for cell in cells]
+        yield name, dot_chart(dots, label=f"{name}: share that keeps every rule, over drift")
+
+
+def _said(cell: Mapping[str, Any]) -> str:
+    held = f", retain {cell['weight']:g}" if cell["weight"] else ""
+    how = f"{cell['objective']}, rate {cell['learning_rate']:g}, seed {cell['seed']}{held}"
+    return f"{how}: {percent(cell['share'])} at {number(cell['drift'], 3)}"
+
+
+def _curves(table: Mapping[str, Any]) -> Iterator[tuple[str, Markup]]:
+    for row in table["rows"]:
+        steps = row["curves"]
+        lines = [
+            Line("r_w", "chosen", [step.get("chosen_reward") for step in steps]),
+            Line("r_l", "rejected", [step.get("rejected_reward") for step in steps]),
+        ]
+        title = f"{row['maker']}, {row['objective']}"
+        yield title, line_chart(lines, steps=[step["step"] for step in steps], label=f"{title}: rewards by step")
+
+
+def compare_text(table: Mapping[str, Any]) -> str:
+    """The table as plain text."""
+    before = table["before"]
+    lines = [
+        f"{table['name']}: {len(table['cells'])} cells, {table['todo']} to go; before training {percent(before['share'])} of "
+        f"{before['n']} held-out answers keep every rule".replace("\u00a0", " "),
+        "",
+        f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}{'drift':>8}{'words':>7}  rate",
+    ]
+    for row in table["rows"]:
+        span = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
+        lines.append(
+            f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
+            f"{_hundred(row['further_seeds']):>7}{row['drift']:>8.3f}{row['words']:>7.0f}  {row['learning_rate']:g}"
+        )
+    lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
+    for one in table["contrasts"]:
+        lines.append(
+            f"{one['one']} minus {one['other']}: {100 * one['difference']:+.0f} ({100 * one['low']:+.0f} to "
+            f"{100 * one['high']:+.0f}), McNemar p {one['p']:.3g}, n {one['n']}, drift {one['drift_difference']:+.3f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _hundred(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f}"

@@ -1,0 +1,86 @@
+"""The grid: which cells it has and when, which is the best, and what they say together."""
+
+from __future__ import annotations
+
+import pytest
+
+from anchorline.recipe.contrasts import mcnemar, tabled
+from anchorline.recipe.grid import Cell, CompareSettings, best, planned
+from anchorline.report.compare_page import build_compare_page, compare_text
+from anchorline.types import Message, Pair
+
+GRID = CompareSettings(
+    sets=("clair", "stronger"),
+    objectives=("apo_zero", "dpo"),
+    learning_rates=(1e-3, 1e-4),
+    seeds=(0, 1),
+    retain_weights=(0.0, 2.0),
+)
+
+
+def result(cell: Cell, kept: list[bool], drift: float = 0.1, rules: float = 0.5) -> dict:
+    words = {"words": 9.0, "cut": 0.0, "beside": {"markdown": 0.0, "<b>": 0.5}}
+    curves = [{"step": 1, "chosen_reward": 0.0, "rejected_reward": 0.0}]
+    shares = {"n": len(kept), "kept": kept, "share": sum(kept) / len(kept), "rules_kept": rules}
+    return {
+        **cell._asdict(),
+        **shares,
+        **words,
+        "drift": drift,
+        "drift_low": None,
+        "drift_high": None,
+        "curves": curves,
+    }
+
+
+def run_through(keep=lambda cell: [True, False]) -> tuple[dict, list[Cell]]:
+    done: dict = {}
+    while todo := [cell for cell in planned(GRID, done) if cell not in done]:
+        done[todo[0]] = result(todo[0], keep(todo[0]))
+    return done, list(done)
+
+
+def test_the_useful_cells_come_first_and_every_cell_once():
+    _, order = run_through(lambda cell: [cell.learning_rate < 1e-3])
+    rates = [(c.maker, c.objective, c.learning_rate) for c in order[:8]]
+    first = [("clair", "apo_zero"), ("clair", "dpo"), ("stronger", "apo_zero"), ("stronger", "dpo")]
+    assert rates == [(s, o, rate) for rate in (1e-3, 1e-4) for s, o in first]
+    assert [(c.maker, c.objective, c.learning_rate, c.seed) for c in order[8:11]] == [(*p, 1e-4, 1) for p in first[:3]]
+    assert [(c.maker, c.objective, c.weight, c.seed) for c in order[11:]] == [(*p, 2.0, 0) for p in first[:2]]
+    assert len({cell.name for cell in order}) == len(order) == 13
+
+
+def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():
+    a, b, c = (Cell("clair", "dpo", rate, 0) for rate in (1.0, 0.1, 0.01))
+    assert best({a: result(a, [True]), b: result(b, [False], rules=0.9)}) == a
+    assert best({a: result(a, [True], rules=0.1), b: result(b, [True], rules=0.2)}) == b
+    assert best({a: result(a, [True], 0.3), b: result(b, [True], 0.1), c: result(c, [True], 0.2)}) == b
+    assert best({}) is None
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar([True] * 5, [False] * 5) == pytest.approx(2 / 32)
+    assert mcnemar([True, True, False], [True, False, True]) == 1.0
+    assert mcnemar([True, False], [True, False]) == 1.0
+
+
+def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
+    done, _ = run_through(lambda cell: [cell.maker == "clair" and cell.learning_rate == 1e-3] * 5 + [True])
+    pair = Pair("1", (Message("user", "a"),), "x y", "x z")
+    table = tabled(GRID, {"clair": [pair], "stronger": [pair]}, done)
+    contrast = table["contrasts"][0]
+    assert (contrast["one"], contrast["other"]) == ("clair-apo_zero", "stronger-apo_zero")
+    assert contrast["difference"] == pytest.approx(5 / 6) and contrast["p"] == pytest.approx(2 / 32)
+    row = table["rows"][0]
+    assert (row["share"], row["rates"], row["seeds"]) == (1.0, 2, 1)
+    assert row["mean_over_rates"] == pytest.approx((1 + 1 / 6) / 2)
+    assert row["at_drift"] == [None, None, 1.0, 1.0, 1.0]
+    assert [(r["objective"], r["weight"]) for r in table["retain"]] == [
+        ("apo_zero", 0.0), ("dpo", 0.0), ("apo_zero", 2.0), ("dpo", 2.0)
+    ]  # fmt: skip
+    before = {"share": 0.0, "n": 6, "words": 8.0, "beside": {"markdown": 0.0, "<b>": 0.0}}
+    page = build_compare_page({"name": "<i>", "todo": 0, "before": before, **table})
+    assert "<i>" not in page and "<b>" not in page and "<script" not in page and 'class="point s1"' in page
+    assert "clair-apo_zero minus stronger-apo_zero: +83" in compare_text(
+        {"name": "x", "todo": 0, "before": before, **table}
+    )
