@@ -59,7 +59,7 @@ class Engines:
             yield [Answer(prompt.id, prompt.messages, text, "stop")]
 
     def train(
-        self, rows: Any, model: str, settings: Any, folder: Path, *, heldout: Any, seed: int, progress: Any
+        self, rows: Any, model: str, settings: Any, folder: Path, *, heldout: Any, retain: Any, seed: int, progress: Any
     ) -> Trained:
         unseen = {"save_steps": 1, "save_total_limit": 1, "reference_cache": None}
         trained = hashed(rows, heldout if settings.arguments else None, settings.model_copy(update=unseen), seed)
