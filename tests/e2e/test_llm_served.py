@@ -55,7 +55,17 @@ Text: {{answer}}
 Edited text:
 """
 """With examples: without them this model writes none of the lines that frame a revision."""
-NOT_USABLE = {"truncated", "empty", "no_marker", "identical", "ambiguous", "marker_inside", "self_referring", "refused"}
+NOT_USABLE = {
+    "truncated",
+    "empty",
+    "no_marker",
+    "identical",
+    "ambiguous",
+    "marker_inside",
+    "self_referring",
+    "refused",
+    "dressed",
+}
 GATES = {"over_edited", "length", "language", "leak", "broken"}
 
 

@@ -32,9 +32,10 @@ from anchorline.errors import (
 )
 from anchorline.llm.budget import Amount
 from anchorline.llm.cache import CachedEndpoint, RequestCache
-from anchorline.llm.costs import Ledger
+from anchorline.llm.costs import Bill, Ledger
 from anchorline.llm.explain import explain
 from anchorline.llm.fake import FakeEndpoint, Slow, broken, throttled, truncated
+from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, read_messages, request_key
 from anchorline.llm.pool import Pool
 from anchorline.llm.settings import EndpointSettings, Prices
@@ -177,6 +178,32 @@ def test_the_same_at_once_is_asked_once(file: Path) -> None:
     with RequestCache(file) as cache:
         asyncio.run(main(CachedEndpoint(fake, cache, run="r", ledger=ledger)))
     assert len(fake.asked) == 2 and ledger.total().hits == 53
+
+
+@pytest.mark.parametrize("price", [Prices(input=1.0, output=1.0), None])
+def test_the_bill_is_the_same_however_the_replies_came(file: Path, price: Prices | None) -> None:
+    """Asked, shared in flight, all from the cache, or half and half: each reply that is used counts once; errors do not."""
+    script = {"0": "one", "1": throttled(), "2": "one two", "3": truncated("one two three")}
+    fake = FakeEndpoint(lambda request: script[str(request.index)])
+    requests = [replace(HELLO, index=i) for i in (0, 0, 1, 2, 2, 2, 1, 3)]
+
+    def bill(requests: list[Request], path: Path) -> Bill:
+        async def main() -> None:
+            await asyncio.gather(*(endpoint.complete(request) for request in requests), return_exceptions=True)
+
+        with RequestCache(path) as cache:
+            endpoint = CachedEndpoint(fake, cache, run="r", ledger=(ledger := Ledger()), price=price)
+            asyncio.run(main())
+            return ledger.bill
+
+    whole = bill(requests, file)
+    paid = sum(used_tokens(request, reply)[0] + used_tokens(request, reply)[1] for request, reply in fake.answered)
+    assert (len(whole.replies), whole.tokens) == (3, paid)
+    assert whole.usd == (pytest.approx(paid / 1e6) if price else None)
+    assert bill(requests, file) == whole  # all from the cache
+    half = file.with_name("half.sqlite")
+    bill(requests[:4], half)
+    assert bill(requests, half) == whole
 
 
 def test_when_the_first_of_the_same_is_told_to_stop_another_asks(file: Path) -> None:

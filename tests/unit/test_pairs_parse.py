@@ -22,7 +22,7 @@ OTHER = "Your order left on Monday. It arrives by Friday evening."
 CODE = "```python\nprint('left')\n```"
 STATUSES = {
     "truncated", "filtered", "refused", "empty", "identical", "no_marker", "ambiguous", "marker_inside", "bad_json",
-    "self_referring",
+    "self_referring", "dressed",
 }  # fmt: skip
 
 
@@ -78,6 +78,15 @@ UNDERSTOOD = (
         "markdown fence": (framed(f"```markdown\n{TEXT}\n```"), "fence"),
         "fence around it all": (f"```\n{framed(TEXT)}\n```", "fence"),
         "fence around it all, no end": (f"Why.\n```\n{OPEN}\n{TEXT}\n```", "no_end+fence"),
+        "longer fence": (framed(f"````\n{TEXT}\n````"), "fence"),
+        "fence in a fence": (framed(f"````markdown\n```\n{TEXT}\n```\n````"), "fence"),
+        "fence of tildes": (framed(f"~~~\n{TEXT}\n~~~"), "fence"),
+        "all of it quoted": (f"Why.\n> {OPEN}\n> {TEXT}\n> {CLOSE}", "marker"),
+        "all of it indented": (f"Why.\n    {OPEN}\n    {TEXT}\n    {CLOSE}", "marker"),
+        "old line ends": (framed(TEXT).replace("\n", "\r"), "crlf"),
+        "no-break spaces around": (f"Why.\n\xa0{OPEN}\xa0\n{TEXT}\n{CLOSE}", "marker"),
+        "guillemets": (f"Why.\n«REVISED ANSWER»\n{TEXT}\n«END OF REVISED ANSWER»", "marker"),
+        "full-width angles": (f"Why.\n＜＜REVISED ANSWER＞＞\n{TEXT}\n＜＜END OF REVISED ANSWER＞＞", "marker"),
         "json": (json.dumps({"reasoning": "Why.", "revision": TEXT}), "json"),
         "json, other names": (json.dumps({"Teacher Reasoning": "Why.", "Revised Answer": TEXT}), "json"),
         "json in a fence": (f"Sure:\n```json\n{json.dumps({'revision': TEXT}, indent=2)}\n```\nDone.", "json"),
@@ -143,6 +152,19 @@ def test_ugly_replies_that_are_understood(reply: str, status: str) -> None:
         pytest.param(framed(ORIGINAL.replace(" ", "\n")), "stop", "identical", id="other white space"),
         pytest.param("I'm sorry, but I can't help with that.", "stop", "refused", id="refusal"),
         pytest.param("I’m sorry, but I can’t assist with this request.", "stop", "refused", id="curly refusal"),
+        pytest.param(f"Why.\n{TEXT}\n{OPEN}", "stop", "empty", id="marker at the end, nothing after"),
+        pytest.param(f"Why.\n<b>Revised answer:</b>\n{TEXT}", "stop", "no_marker", id="html heading"),
+        pytest.param(f"<<<REVI\u200bSED ANSWER>>>\n{TEXT}", "stop", "no_marker", id="zero width in the marker"),
+        pytest.param(f"&lt;&lt;&lt;REVISED ANSWER&gt;&gt;&gt;\n{TEXT}", "stop", "no_marker", id="escaped html"),
+        pytest.param(
+            f"**Revised answer (draft 1):**\n{OTHER}\n\n**Revised answer (draft 2):**\n{TEXT}",
+            "stop",
+            "no_marker",
+            id="drafts",
+        ),
+        pytest.param(f"{{'revision': '{TEXT}'}}", "stop", "bad_json", id="json with single quotes"),
+        pytest.param(f'{{"revision": "{TEXT}",}}', "stop", "bad_json", id="json with a comma too many"),
+        pytest.param(f"Warum.\n**Überarbeitete Antwort:**\n{TEXT}", "stop", "no_marker", id="another language"),
         pytest.param(framed("I cannot revise this answer."), "stop", "refused", id="refusal in the frame"),
         pytest.param(framed("In this revised answer it left on Monday."), "stop", "self_referring", id="alludes"),
         pytest.param(framed(f"{TEXT}\n\nChanges made:\n- the days"), "stop", "self_referring", id="list of changes"),
@@ -174,6 +196,27 @@ def test_what_the_conversation_says_too_is_no_allusion() -> None:
     assert parse(framed(mentions)).status == "self_referring"
     assert parse(framed(mentions), asked="Is the student's answer right?").status == "clean"
     assert parse(framed("Your revised order left on Monday.")).status == "clean"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f'"{TEXT}"', f"“{TEXT}”", f"«{TEXT}»", f"Answer: {TEXT}", f"**Assistant:**\n{TEXT}", f"[assistant]\n{TEXT}", f"<p>{TEXT}</p>",
+     f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}", f"- It left.\n+ {TEXT}",
+     f"{TEXT}<|im_end|>", f"{TEXT}</s>", f"{TEXT}<end_of_turn>", f"\\n{TEXT}\\n"],
+)  # fmt: skip
+def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
+    assert parse(framed(text)).status == parse(f"Why.\n{OPEN}\n{text}").status == "dressed"
+    had = text.replace(TEXT, "It left on day 1.")
+    assert parse(framed(text), original=had).status == "clean"  # the answer was wrapped so itself
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.", "Say <p>.", "1 + 1\n- 2",
+     "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days."],
+)  # fmt: skip
+def test_a_text_that_only_looks_wrapped_is_used(text: str) -> None:
+    assert parse(framed(text)) == Parsed("clean", text, "It lacks the days.")
 
 
 def test_an_answer_that_declines_may_go_on_declining() -> None:
@@ -244,7 +287,12 @@ def test_whatever_the_answer_is_a_clean_reply_gives_it_back(text: str, before: s
         assert found.text == expected
         assert found.status == "clean"
     else:
-        assert not any(map(str.isalnum, text)) or found.status in ("self_referring", "refused", "marker_inside")
+        assert not any(map(str.isalnum, text)) or found.status in (
+            "self_referring",
+            "refused",
+            "marker_inside",
+            "dressed",
+        )
 
 
 NOISE = [

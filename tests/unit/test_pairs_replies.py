@@ -137,7 +137,7 @@ CASES = {
         f"{WHY}\n{OPEN}\nHere's the revised version: {GOOD}\n{CLOSE}", None, "self_referring"
     ),
     "llama: no markers at all": Case(GOOD, None, "no_marker"),
-    "llama: quotes it": Case(f'{WHY}\n{OPEN}\n"{GOOD}"\n{CLOSE}', f'"{GOOD}"', "clean"),
+    "llama: quotes it": Case(f'{WHY}\n{OPEN}\n"{GOOD}"\n{CLOSE}', None, "dressed"),
     "mistral: german": Case(f"Die Antwort ist ungenau.\n\n{OPEN}\n{GERMAN}\n{CLOSE}", GERMAN, "clean"),
     "gemma: bullets around the markers": Case(f"* {WHY}\n\n* {OPEN}\n{GOOD}\n* {CLOSE}", GOOD),
     "gemma: turn token": Case(f"{OPEN}\n{GOOD}\n{CLOSE}\n<end_of_turn>", GOOD),
@@ -165,6 +165,10 @@ REMARKS = (
     "I hope this helps! Let me know if you'd like further edits.",
     "I kept the structure and only fixed the duration.",
     "**Why this works:** it is minimal.",
+    "**Why this is better:** it is calm.",
+    "---\n\nThe changes are small: the duration.",
+    "(Corrected the duration.)",
+    "Is there anything else you want me to revise?",
     "### Changes\n- duration",
     "**Key changes:**\n1. duration",
     "The edits are minimal: only the duration.",
@@ -187,6 +191,8 @@ CLOSINGS = (
     "If the version is older than 2.1, update it first.",
     "Changes to your contract take a day.",
     "Why it blinks: it downloads its software.",
+    "(Removed in version 2.)",
+    "The changes are in the app's menu.",
 )
 
 

@@ -95,19 +95,24 @@ def test_two_workers_ask_what_one_process_would() -> None:
     asyncio.run(main())
 
 
-def test_each_shard_has_its_own_cost_and_once_though_it_is_begun_again() -> None:
+def test_each_shard_has_its_own_bill_the_same_when_it_is_begun_again() -> None:
     async def main() -> None:
         with RequestCache(":memory:") as cache:
             relay, model = desk(cache), Model()
-            for shard, rows in (("0", range(3)), ("3", range(3, 8))):
+            shards = {"0": [0, 1, 2], "3": [2, 3, 3, 4]}  # 2 is asked for in both, 3 twice at once
+
+            async def make(shard: str) -> None:
                 await relay.begin(shard)
-                await asyncio.gather(*(worker(relay, model, shard).complete(ask(i)) for i in rows))
-            assert [(relay.cost(s).calls, relay.cost(s).tokens) for s in ("0", "3")] == [(3, 18), (5, 30)]
-            await relay.begin("0")  # its worker died: all comes from the cache
-            await asyncio.gather(*(worker(relay, model, "0").complete(ask(i)) for i in range(3)))
-            again = relay.cost("0")
-            assert (again.calls, again.hits, again.tokens, again.hit_tokens) == (0, 3, 0, 18)
-            assert relay.cost("3").tokens == 30 and len(model.asked) == 8
+                await asyncio.gather(*(worker(relay, model, shard).complete(ask(i)) for i in shards[shard]))
+
+            await asyncio.gather(*map(make, shards))
+            await make("0")  # its worker died: all comes from the cache
+            bills = [relay.bill(shard) for shard in shards]
+            assert [(len(bill.replies), bill.tokens, bill.usd) for bill in bills] == [(3, 18, None), (3, 18, None)]
+            assert len(bills[0].replies.keys() | bills[1].replies.keys()) == len(model.asked) == 5
+            assert not relay.bill("0").replies  # it was taken
+            await make("0")  # and its worker died then
+            assert relay.bill("0") == bills[0]
 
     asyncio.run(main())
 

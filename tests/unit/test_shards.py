@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from anchorline.data import pair_to_row
 from anchorline.data.candidates import Candidate, Candidates
-from anchorline.llm.costs import Cost
+from anchorline.llm.costs import Bill
 from anchorline.recipe.shards import (
     clear,
     collect,
-    cost_to_row,
     cut,
     finished,
     input_from_row,
@@ -59,19 +58,19 @@ def test_a_row_travels_as_it_is(row: Answer | Prompt | Candidates) -> None:
 
 def test_results_come_back_in_the_order_of_the_rows(tmp_path: Path) -> None:
     results = [Pair(f"r{i}", ASKED, f"good {i}", "bad") for i in range(12)]
+    bills = [Bill({"aa": (9, 0.5), "bb": (1, 0.0)}), Bill(), Bill({"cc": (3, None)})]
     lost = Failure("r12", "pairs", "server", "500", {"answer": "é"})
-    keep(tmp_path, 10, [result_to_row(result) for result in (*results[10:], lost)], cost_to_row(Cost(3, usd=None)))
-    keep(tmp_path, 0, [result_to_row(result) for result in results[:9]], cost_to_row(Cost(9, hits=1)))
-    keep(tmp_path, 9, [result_to_row(results[9])], cost_to_row(Cost()))
+    keep(tmp_path, 10, [result_to_row(result) for result in (*results[10:], lost)], bills[2])
+    keep(tmp_path, 0, [result_to_row(result) for result in results[:9]], bills[0])
+    keep(tmp_path, 9, [result_to_row(results[9])], bills[1])
     assert finished(tmp_path) == {0: 9, 9: 1, 10: 3}
     rows = list(map(pair_to_row, results))
-    costs = [Cost(9, hits=1), Cost(), Cost(3, usd=None)]
-    assert list(collect(tmp_path)) == [*rows[:9], costs[0], rows[9], costs[1], *rows[10:], lost, costs[2]]
+    assert list(collect(tmp_path)) == [*rows[:9], bills[0], rows[9], bills[1], *rows[10:], lost, bills[2]]
 
 
 def test_what_an_engine_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    keep(tmp_path / "folder", 0, [], {})
+    keep(tmp_path / "folder", 0, [], Bill())
     (tmp_path / "file").touch()
     for name in ("folder", "file", "nothing"):
         clear(tmp_path / name)

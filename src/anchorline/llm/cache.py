@@ -179,7 +179,7 @@ class CachedEndpoint:
         while (leader := self._in_flight.get(same)) is not None:
             outcome = await asyncio.shield(leader)
             if outcome is not None:
-                return self._hit(request, outcome)
+                return self._hit(request, outcome, self._cache.get(key))
             # whoever asked was told to stop, so somebody else asks
         stored = self._cache.get(key)
         if stored is not None and is_hit(stored, request.max_tokens, retry_failed=self._retry_failed):
@@ -195,11 +195,13 @@ class CachedEndpoint:
             del self._in_flight[same]
             leader.set_result(outcome)
 
-    def _hit(self, request: Request, outcome: Reply | EndpointError, stored: Record | None = None) -> Reply:
+    def _hit(self, request: Request, outcome: Reply | EndpointError, stored: Record | None) -> Reply:
         if self._ledger is not None:
-            self._ledger.hit(request.stage, *((0, 0.0) if stored is None else worth(request, stored)))
+            self._ledger.hit(request.stage)
         if isinstance(outcome, EndpointError):
             raise outcome.with_traceback(None)
+        if self._ledger is not None and stored is not None:
+            self._ledger.used(stored.key, *worth(request, stored))
         return Reply(
             outcome.text, outcome.finish, outcome.prompt_tokens, outcome.completion_tokens, outcome.model, cached=True
         )
@@ -215,7 +217,7 @@ class CachedEndpoint:
             outcome = error
         finally:
             ATTEMPTS.reset(counting)
-        record = make_record(
+        record, payment = make_record(
             key,
             self.model,
             messages_json(request.messages),
@@ -227,7 +229,9 @@ class CachedEndpoint:
             seconds=time.monotonic() - started,
             price=self._price,
         )
-        await self._cache.put(*record)
+        await self._cache.put(record, payment)
+        if self._ledger is not None and payment is not None:
+            self._ledger.used(key, payment.prompt_tokens + payment.completion_tokens, payment.usd)
         return outcome
 
 

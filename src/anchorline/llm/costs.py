@@ -1,4 +1,4 @@
-"""What calls cost: tokens and dollars by stage, and an estimate for a whole run from a pilot of a few rows.
+"""What calls cost: by stage, by the replies that are used, and an estimate for a whole run from a pilot of a few rows.
 
 >>> ledger = Ledger()
 >>> ledger.paid("revise", 100, 50, usd=0.002)
@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from anchorline.errors import UserError
@@ -30,9 +31,6 @@ class Cost:
     usd: float | None = 0.0
     guessed: int = 0
     """Calls whose endpoint told no token counts, so that they had to be guessed."""
-    hit_tokens: int = 0
-    hit_usd: float | None = 0.0
-    """What the replies of the hits had cost when they were paid for."""
 
     @property
     def tokens(self) -> int:
@@ -40,11 +38,44 @@ class Cost:
         return self.prompt_tokens + self.completion_tokens
 
 
+@dataclass(slots=True)
+class Bill:
+    """The replies that are used, each once, with what it cost whenever it was paid for.
+
+    So it says the same whether a reply was asked for, came from the cache, or was shared by equal requests.
+
+    >>> bill = Bill()
+    >>> for _ in range(2):
+    ...     bill.add("a request's key", 30, 0.5)
+    >>> len(bill.replies), bill.tokens, bill.usd
+    (1, 30, 0.5)
+    """
+
+    replies: dict[str, tuple[int, float | None]] = field(default_factory=dict)
+    """Tokens and dollars by the first digits of the request's key."""
+
+    def add(self, key: str, tokens: int, usd: float | None) -> None:
+        """The reply to this request is used."""
+        self.replies[key[:16]] = tokens, usd
+
+    @property
+    def tokens(self) -> int:
+        """Prompts and replies together."""
+        return sum(tokens for tokens, _ in self.replies.values())
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars; None where one of the prices is unknown. Summed exactly, so that the order of replies is no matter."""
+        known = [usd for _, usd in self.replies.values() if usd is not None]
+        return math.fsum(known) if len(known) == len(self.replies) else None
+
+
 class Ledger:
-    """Adds up what this process's calls cost, by stage."""
+    """Adds up what this process's calls cost, by stage, and holds the bill of the replies that were used."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Cost] = {}
+        self.bill = Bill()
 
     def paid(
         self, stage: str, prompt_tokens: int, completion_tokens: int, *, usd: float | None, guessed: bool = False
@@ -60,15 +91,14 @@ class Ledger:
             guessed=cost.guessed + guessed,
         )
 
-    def hit(self, stage: str, tokens: int = 0, usd: float | None = 0.0) -> None:
-        """A request was answered from the cache, for nothing; once it had cost this much."""
+    def hit(self, stage: str) -> None:
+        """A request was answered without a call."""
         cost = self.stages.get(stage, Cost())
-        self.stages[stage] = replace(
-            cost,
-            hits=cost.hits + 1,
-            hit_tokens=cost.hit_tokens + tokens,
-            hit_usd=None if usd is None or cost.hit_usd is None else cost.hit_usd + usd,
-        )
+        self.stages[stage] = replace(cost, hits=cost.hits + 1)
+
+    def used(self, key: str, tokens: int, usd: float | None) -> None:
+        """A reply is used, that cost this much whenever it was paid for."""
+        self.bill.add(key, tokens, usd)
 
     def failed(self, stage: str) -> None:
         """A request ended in an error."""
@@ -76,24 +106,17 @@ class Ledger:
         self.stages[stage] = replace(cost, failed=cost.failed + 1)
 
     def total(self) -> Cost:
-        """All stages together."""
-        return together(self.stages.values())
-
-
-def together(costs: Iterable[Cost]) -> Cost:
-    """The sum. Dollars are unknown where one of them is."""
-    costs = list(costs)
-    return Cost(
-        calls=sum(cost.calls for cost in costs),
-        hits=sum(cost.hits for cost in costs),
-        failed=sum(cost.failed for cost in costs),
-        prompt_tokens=sum(cost.prompt_tokens for cost in costs),
-        completion_tokens=sum(cost.completion_tokens for cost in costs),
-        usd=known_sum([cost.usd for cost in costs]),
-        guessed=sum(cost.guessed for cost in costs),
-        hit_tokens=sum(cost.hit_tokens for cost in costs),
-        hit_usd=known_sum([cost.hit_usd for cost in costs]),
-    )
+        """All stages together. Dollars are unknown where one of them is."""
+        costs = self.stages.values()
+        return Cost(
+            calls=sum(cost.calls for cost in costs),
+            hits=sum(cost.hits for cost in costs),
+            failed=sum(cost.failed for cost in costs),
+            prompt_tokens=sum(cost.prompt_tokens for cost in costs),
+            completion_tokens=sum(cost.completion_tokens for cost in costs),
+            usd=known_sum([cost.usd for cost in costs]),
+            guessed=sum(cost.guessed for cost in costs),
+        )
 
 
 def known_sum(amounts: Sequence[float | None]) -> float | None:

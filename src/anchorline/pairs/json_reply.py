@@ -20,6 +20,8 @@ _REASONING_KEYS = ("reasoning", "rationale", "rational", "teacher_reasoning", "t
 _KEY = re.compile(r"[^\W_]+")
 _OBJECT = re.compile(r"\{[ \t\r\n]{0,40}\"")
 _LOOKS_LIKE = re.compile(r"\A\s*(?:```\w*\s*)?\{\s*\"")
+_PYTHONS = re.compile(r"\A\s*(?:```\w*\s*)?\{\s*'")
+"""A dictionary as Python prints it; it may look like a marker with text behind, and is not read by guessing."""
 _TRIES = 4
 """Objects looked at in one reply; each costs a pass over the text."""
 
@@ -47,6 +49,8 @@ def revision_in_json(text: str) -> InJson | None:
         revision, reasoning = _value(found, _REVISION_KEYS), _value(found, _REASONING_KEYS)
         if revision is not None:
             return InJson(revision, (reasoning or "").strip())
+    if _PYTHONS.match(text):
+        return InJson(None) if _names_a_revision(text) else None
     return InJson(None) if named and _LOOKS_LIKE.match(text) else None
 
 
@@ -60,5 +64,5 @@ def _value(found: Any, keys: tuple[str, ...]) -> str | None:
 
 
 def _names_a_revision(text: str) -> bool:
-    keys = (match[1] for match in re.finditer(r"\"([^\"\n]{1,40})\"[ \t]{0,4}:", text))
+    keys = (match[1] for match in re.finditer(r"[\"']([^\"'\n]{1,40})[\"'][ \t]{0,4}:", text))
     return any("_".join(_KEY.findall(key.casefold())) in _REVISION_KEYS for key in keys)

@@ -12,6 +12,7 @@ A revision can be used if its status is `clean` or `tolerated:WHAT`. The others 
     refused          it declines                          marker_inside     a marker stands within the revision
     empty            nothing, or nothing but marks        bad_json          JSON that cannot be read
     identical        the answer as it was                 self_referring    it alludes to being a revision
+    dressed          wrapped in what is no part of it
 
 Which of several revisions is taken: the last, if each has its end marker or if the last is another wording of the one
 before (a draft said again); a model stands by what it says last. Where the last is a small part of something else, the
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 from anchorline.judge.thinking import TAG, without_thinking
 from anchorline.measure import jaccard, words
+from anchorline.pairs.dress import dress
 from anchorline.pairs.json_reply import revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
 from anchorline.pairs.phrases import is_refusal, self_reference
@@ -33,11 +35,12 @@ from anchorline.types import Messages
 
 __all__ = ["CLOSE", "OPEN", "Parsed", "parse_revision"]
 
-_FENCE = re.compile(r"^[ \t]{0,3}```[ \t]*([\w+-]*)[ \t\r]*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]{0,3}(?P<mark>`{3,12}|~{3,12})[ \t]*(?P<code>[\w+-]*)[ \t\r]*$", re.MULTILINE)
 _PROSE_FENCES = ("", "text", "txt", "plaintext", "markdown", "md")
 _FENCE_AT_END = re.compile(r"\n[ \t]*```[ \t\r]*\Z")
 _RULE_AT_START = re.compile(r"\A[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\n")
 _RULE_AT_END = re.compile(r"\n[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\Z")
+_MARGIN = re.compile(r"(?:> ?|[ \t]{1,12})+")
 _BLANK_LINES = re.compile(r"(?:[ \t\r]*\n)+")
 _MOST_OPENINGS = 10
 """A reply with more goes round in circles."""
@@ -90,6 +93,8 @@ def _fault(text: str, original: str, asked: str) -> str:
         return "empty"
     if text.split() == original.split():
         return "identical"
+    if dress(text, original):
+        return "dressed"
     if is_refusal(text, original):
         return "refused"
     return "self_referring" if self_reference(text, original, asked) else ""
@@ -121,6 +126,8 @@ def _clean(reply: str, original: str) -> _Found | None:
 def _tolerant(reply: str, original: str) -> _Found:
     spoken, thought = without_thinking(reply)
     odd = ["thinking"] if thought else []
+    if "\r" in spoken and "\n" not in spoken:
+        spoken, odd = spoken.replace("\r", "\n"), [*odd, "crlf"]
     asked_for = any(marker.rank == "exact" for marker in find_markers(spoken))
     in_json = None if asked_for else revision_in_json(spoken)  # between our lines, JSON is the answer
     if in_json is not None:
@@ -205,7 +212,9 @@ def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Mar
     end = next((marker for marker in ends if marker.rank == "exact"), ends[0] if ends else None)
     crlf = text[max(0, opening.end - 1) : opening.end + 1].startswith("\r") or text[opening.end :].startswith("\r\n")
     body = text[opening.end : limit if end is None else end.start]
-    if not opening.alone:  # the blank after a marker is not the text's
+    if opening.alone:
+        body = _without_margin(body, text[opening.start : opening.end])
+    else:  # the blank after a marker is not the text's
         body = body.lstrip(" \t\xa0")
     if end is not None:
         trailing = text[end.end : limit].strip().removeprefix("```").strip()
@@ -215,6 +224,15 @@ def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Mar
     if len(last) >= _PART_OF_END and CLOSE.startswith(last):
         body = body.rstrip().removesuffix(last)
     return _Block(opening.start, body, False, crlf, odd, "no_end")
+
+
+def _without_margin(body: str, line: str) -> str:
+    """`body` without the indentation, or the quote marks, that its lines share with the marker's line."""
+    margin = _MARGIN.match(line)
+    lines = body.split("\n")
+    if margin is None or not all(each.startswith(margin[0]) or not each.strip(" \t\r>") for each in lines):
+        return body
+    return "\n".join(each.removeprefix(margin[0]) if each.strip(" \t\r>") else "" for each in lines)
 
 
 def _begins_line(text: str, marker: Marker) -> bool:
@@ -234,16 +252,17 @@ def _reworded(first: str, second: str) -> bool:
 def _unfenced(text: str, original: str) -> str:
     """`text` without a code fence around all of it, unless the answer is code."""
     stripped = text.strip()
-    if not stripped.startswith("```") or not stripped.endswith("```") or _FENCE.search(original):
+    if stripped[:3] not in ("```", "~~~") or stripped[-3:] != stripped[:3] or _FENCE.search(original):
         return text
     fences = list(_FENCE.finditer(stripped))
     whole = len(fences) >= 2 and fences[0].start() == 0 and fences[-1].end() == len(stripped)
-    inner_pairs = [fence[1] for fence in fences[1:-1]]
-    if not whole or fences[0][1].casefold() not in _PROSE_FENCES or fences[-1][1] or len(inner_pairs) % 2:
+    inner_pairs = [fence["code"] for fence in fences[1:-1]]
+    if not whole or fences[0]["code"].casefold() not in _PROSE_FENCES or fences[-1]["code"] or len(inner_pairs) % 2:
         return text
-    if inner_pairs and not all(inner_pairs[::2]):  # "``` a ``` b ```": code, prose, code
+    longest = all(len(fence["mark"]) < len(fences[0]["mark"]) for fence in fences[1:-1])
+    if not longest and not all(inner_pairs[::2]):  # "``` a ``` b ```": code, prose, code
         return text
-    return stripped[fences[0].end() : fences[-1].start()].strip("\r\n")
+    return _unfenced(stripped[fences[0].end() : fences[-1].start()].strip("\r\n"), original)
 
 
 def _without_rules(text: str) -> str:

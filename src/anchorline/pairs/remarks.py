@@ -28,8 +28,10 @@ _SURELY = re.compile(
     rf"^\W{{0,8}}(?:(?:key|main|notable|summary of|explanation of|explanation for|overview of|list of|notes? on|about) )?"
     rf"(?:the )?{_EDITS}(?: (?:made|applied|explained|summary))?\W{{0,4}}(?::|\n|$)"
     rf"|^\W{{0,8}}(?:what|why)(?: i(?:'ve)?| has| was| were)? (?:changed|edited|revised)\b"
-    rf"|^\W{{0,8}}why (?:this|these) (?:works?|{_EDITS}|version)\b"
+    rf"|^\W{{0,8}}why (?:this|these) (?:works?|{_EDITS}|version|is (?:better|an improvement))\b"
     rf"|^\W{{0,8}}(?:teacher )?(?:reasoning|rationale|justification)(?: for {_EDITS})?\W{{0,4}}:"
+    rf"|^\W{{0,8}}the changes (?:are|were) (?:small|minimal|minor|few|limited)\b"
+    rf"|^\W{{0,8}}\({_DID} (?:the|an?|all|some|only)\b[^)\n]{{0,200}}\)$"
     rf"|^\W{{0,8}}(?:note|explanation|comment)s?\W{{1,6}}(?:[^.\n]{{0,60}} )?{_I_DID}"
 )
 """Said of an edit and of nothing else. A heading counts at the start of a paragraph."""
@@ -41,7 +43,7 @@ _PERHAPS = re.compile(
     r"removes|drops|is|maintains|preserves|improves|meets|follows|adheres)\b"
     rf"|\bthe (?:edits|revisions|corrections) (?:are|were|keep|aim|focus)\b|\bminimal {_EDITS}\b"
     r"|\b(?:this|the above) (?:answer|response) (?:is now|now|still keeps|keeps|preserves|retains|maintains)\b"
-    r"|\b(?:further|more|other|additional) (?:edits|revisions)\b"
+    r"|\b(?:further|more|other|additional) (?:edits|revisions)\b|\b(?:want|like|need) me to (?:revise|edit|rewrite|reword)\b"
 )
 """Said of code or of a user's own text as well: no sign where changing something is what was asked for."""
 _CHANGING = re.compile(

@@ -57,10 +57,10 @@ class Noting:
         if stored is None or not is_hit(stored, request.max_tokens, retry_failed=self._retry_failed):
             self.owed.append(request)
             raise Owed("noted for the next batch")
-        self._ledger.hit(request.stage, *worth(request, stored))
         outcome = outcome_of(stored)
         if isinstance(outcome, EndpointError):
             raise outcome
+        self._ledger.used(stored.key, *worth(request, stored))
         return outcome
 
 
@@ -82,10 +82,9 @@ async def by_batches(
     servers: dict[str, OpenAIEndpoint] = {}
     while True:
         noting: dict[str, Noting] = {}
-        used = Ledger()  # of this round: the last one finds all replies that are used
 
         async def endpoint(
-            name: str, noting: dict[str, Noting] = noting, retry_failed: bool = retry_failed, used: Ledger = used
+            name: str, noting: dict[str, Noting] = noting, retry_failed: bool = retry_failed
         ) -> Endpoint:
             settings = settings_of(run.recipe, name)
             if settings.runs_here:
@@ -94,7 +93,7 @@ async def by_batches(
                 )
             if name not in servers:
                 servers[name] = await desk.stack.enter_async_context(OpenAIEndpoint(settings))
-            noting[name] = Noting(servers[name].model, settings, desk.cache, used, retry_failed=retry_failed)
+            noting[name] = Noting(servers[name].model, settings, desk.cache, desk.ledger, retry_failed=retry_failed)
             return noting[name]
 
         results: list[T | Failure] = []
@@ -103,7 +102,6 @@ async def by_batches(
         if not owed:
             for result in results:
                 on_result(result)
-            desk.ledger.stages = used.stages
             return tally.made
         came = 0
         for name, requests in owed.items():

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anchorline.llm.costs import Cost, known_sum
+from anchorline.llm.costs import Bill, known_sum
 from anchorline.types import Failure, Pair
 
 SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
@@ -52,8 +52,8 @@ class Counts:
             self.judge["ties"] += verdict["winner"] == "tie"
             self.judge["flips"] += verdict["flip"]
 
-    def row(self, cost: Cost | None = None) -> dict[str, Any]:
-        """The counts as JSON. The cost is that of every reply in use, whenever it was paid for."""
+    def row(self, bill: Bill | None = None) -> dict[str, Any]:
+        """The counts as JSON, with what the replies in use cost."""
         rows = self.pairs + self.failures.total()
         found: dict[str, Any] = {"maker": self.maker, "rows": rows, "pairs": self.pairs}
         found["failures"] = dict(self.failures.most_common())
@@ -62,9 +62,8 @@ class Counts:
             found["asked_again"] = self.asked_again
         if self.judge:
             found["judge"] = {name: self.judge[name] for name in ("judged", "ties", "flips")}
-        if cost is not None and (cost.calls or cost.hits):
-            tokens, usd = cost.tokens + cost.hit_tokens, known_sum([cost.usd, cost.hit_usd])
-            found["costs"] = {"calls": cost.calls + cost.hits, "tokens": tokens, "usd": usd}
+        if bill is not None and bill.replies:
+            found["costs"] = {"calls": len(bill.replies), "tokens": bill.tokens, "usd": bill.usd}
         return found
 
 

@@ -190,13 +190,12 @@ async def _make_set(run: RunContext, maker: str, stage: str, file: Path, partial
     async with open_desk(run) as desk:
         with run.progress.task(f"pairs: {maker}", total=count_rows(run, maker), unit="rows") as advance:
             tally = await _through(run, maker, desk, rows_of(run, maker), lambda result: take(result, advance))
-        cost = desk.ledger.total()
     append_jsonl(partial, waiting)
     if tally:
         partial.replace(file)
     else:
         partial.unlink()
-    return Made(tally, [replace(failure, stage=stage) for failure in failures], counts.row(cost))
+    return Made(tally, [replace(failure, stage=stage) for failure in failures], counts.row(desk.ledger.bill))
 
 
 async def _through(

@@ -23,14 +23,14 @@ from typing import Any
 
 from anchorline.data import pair_from_row, write_jsonl
 from anchorline.errors import AnchorlineError, BudgetReached, CircuitOpen, KeyRefused, MissingExtra, UserError
-from anchorline.llm.costs import Cost, together
+from anchorline.llm.costs import Bill
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import cache_file, settings_of
 from anchorline.recipe.making import Made, count_rows, needed_endpoints, rows_of
 from anchorline.recipe.ray_workers import Desk, Worker, hush, last_line, pack
-from anchorline.recipe.shards import Shard, clear, collect, cut, finished, input_to_row, keep
+from anchorline.recipe.shards import Shard, bill_from_row, clear, collect, cut, finished, input_to_row, keep
 from anchorline.types import Failure
 
 ADDRESS = "RAY_ADDRESS"
@@ -59,12 +59,12 @@ def make_set_by_ray(run: RunContext, maker: str, stage: str, file: Path, folder:
     with run.progress.task(f"pairs: {maker}", total=count_rows(run, maker), unit="rows") as advance:
         _make_all(run, maker, folder, advance)
     failures: list[Failure] = []
-    counts, costs = Counts(maker), list[Cost]()
+    counts, bill = Counts(maker), Bill()
 
     def pairs() -> Iterator[dict[str, Any]]:
         for result in collect(folder):
-            if isinstance(result, Cost):
-                costs.append(result)
+            if isinstance(result, Bill):
+                bill.replies.update(result.replies)  # a reply that two shards use is one
             elif isinstance(result, Failure):
                 counts.add(result)
                 failures.append(replace(result, stage=stage))
@@ -76,7 +76,7 @@ def make_set_by_ray(run: RunContext, maker: str, stage: str, file: Path, folder:
     if not counts.pairs:
         file.unlink()
     clear(folder)
-    return Made(counts.pairs, failures, counts.row(together(costs)))
+    return Made(counts.pairs, failures, counts.row(bill))
 
 
 def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int], None]) -> None:
@@ -105,13 +105,13 @@ def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int]
         shards = cut(rows_of(run, maker), size=size, done=done)
         try:
             ended: AnchorlineError | None = None
-            for start, results, cost in _results(ray, run, maker, desk, shards, workers):
+            for start, results, bill in _results(ray, run, maker, desk, shards, workers):
                 if isinstance(results, AnchorlineError):
                     # the other shards end by it in a moment, with what is in flight: it is paid for
                     ended = ended or results
                     ray.get(desk.stop.remote(ended))
                 else:
-                    keep(folder, start, results, cost)
+                    keep(folder, start, results, bill)
                     on_rows(len(results))
             ray.get(desk.close.remote())
         except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
@@ -124,8 +124,8 @@ def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int]
 
 def _results(
     ray: Any, run: RunContext, maker: str, desk: Any, shards: Iterator[Shard], workers: int
-) -> Iterator[tuple[int, list[dict[str, Any]] | AnchorlineError, dict[str, Any]]]:
-    """The shards' results and costs as they come, in any order; an error where a shard met what ends the run."""
+) -> Iterator[tuple[int, list[dict[str, Any]] | AnchorlineError, Bill]]:
+    """The shards' results and bills as they come, in any order; an error where a shard met what ends the run."""
     import pyarrow as pa
 
     blocks = [
@@ -152,9 +152,9 @@ def _results(
         if row["ended"]:
             name, text, code = json.loads(row["ended"])
             kind = ENDS.get(name, UserError if code == UserError.exit_code else AnchorlineError)
-            yield row["start"], kind(text), {}
+            yield row["start"], kind(text), Bill()
             continue
-        yield row["start"], json.loads(row["results"]), json.loads(row["cost"])
+        yield row["start"], json.loads(row["results"]), bill_from_row(json.loads(row["bill"]))
 
 
 @contextmanager

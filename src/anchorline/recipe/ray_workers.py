@@ -20,7 +20,7 @@ from anchorline.errors import AnchorlineError, UserError
 from anchorline.llm.budget import Budget
 from anchorline.llm.build import around, model_of
 from anchorline.llm.cache import RequestCache
-from anchorline.llm.costs import Cost
+from anchorline.llm.costs import Bill
 from anchorline.llm.types import Endpoint, Request
 from anchorline.pairs import make
 from anchorline.recipe.config import Recipe
@@ -28,7 +28,7 @@ from anchorline.recipe.context import RunContext
 from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import per_row
 from anchorline.recipe.relay import ByShard, Outcome, Relay, Relayed, Step
-from anchorline.recipe.shards import cost_to_row, input_from_row, result_to_row
+from anchorline.recipe.shards import input_from_row, result_to_row
 from anchorline.types import Failure, Pair
 
 NAMED_FILES = ("prompt", "judge_prompt")
@@ -74,14 +74,14 @@ class Worker:
     async def __call__(self, batch: Any) -> AsyncIterator[dict[str, list[Any]]]:
         start, rows = batch["start"][0].as_py(), json.loads(batch["rows"][0].as_py())
         results: list[dict[str, Any]] = []
-        cost: dict[str, Any] = {}
+        bill = Bill()
         ended = ""
         try:
             await self._make(f"{start}", rows, lambda result: results.append(result_to_row(result)))
-            cost = cost_to_row(await self._line.cost(f"{start}"))
+            bill = await self._line.bill(f"{start}")
         except AnchorlineError as error:
             ended = json.dumps([type(error).__name__, str(error), error.exit_code])
-        yield {"start": [start], "results": [json.dumps(results)], "cost": [json.dumps(cost)], "ended": [ended]}
+        yield {"start": [start], "results": [json.dumps(results)], "bill": [json.dumps(bill.replies)], "ended": [ended]}
 
     async def _make(self, shard: str, rows: list[Any], on_result: Callable[[Pair | Failure], None]) -> None:
         if self._kit.version != anchorline.__version__:
@@ -130,8 +130,8 @@ class Desk:
     async def begin(self, shard: str) -> AnchorlineError | None:
         return await self._relay.begin(shard)
 
-    async def cost(self, shard: str) -> Cost:
-        return self._relay.cost(shard)
+    async def bill(self, shard: str) -> Bill:
+        return self._relay.bill(shard)
 
     async def stop(self, error: AnchorlineError) -> None:
         await self._relay.stop(error)
@@ -157,8 +157,8 @@ class _RayLine:
         if error is not None:
             raise error
 
-    async def cost(self, shard: str) -> Cost:
-        return await self._sent(self._desk.cost.remote(shard))
+    async def bill(self, shard: str) -> Bill:
+        return await self._sent(self._desk.bill.remote(shard))
 
     async def _sent(self, answer: Any) -> Any:
         from ray.exceptions import RayError

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from anchorline.errors import AnchorlineError, UserError
-from anchorline.llm.costs import Cost, Ledger
+from anchorline.llm.costs import Bill, Ledger
 from anchorline.llm.types import Endpoint, Reply, Request
 
 STARTS = 4
@@ -60,30 +60,18 @@ _WORK: ContextVar[_Work] = ContextVar("work")
 
 
 class ByShard(Ledger):
-    """A ledger for each shard: what is paid, found or lost is put down to the shard whose request it was."""
+    """A bill for each shard: a reply that is used stands on that of the shard whose request it was."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._of: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self._bills: defaultdict[str, Bill] = defaultdict(Bill)
 
-    def paid(
-        self, stage: str, prompt_tokens: int, completion_tokens: int, *, usd: float | None, guessed: bool = False
-    ) -> None:
-        self._of[_WORK.get().shard].paid(stage, prompt_tokens, completion_tokens, usd=usd, guessed=guessed)
+    def used(self, key: str, tokens: int, usd: float | None) -> None:
+        self._bills[_WORK.get().shard].add(key, tokens, usd)
 
-    def hit(self, stage: str, tokens: int = 0, usd: float | None = 0.0) -> None:
-        self._of[_WORK.get().shard].hit(stage, tokens, usd)
-
-    def failed(self, stage: str) -> None:
-        self._of[_WORK.get().shard].failed(stage)
-
-    def cost(self, shard: str) -> Cost:
-        """What the replies of a shard cost, whenever they were paid for."""
-        return self._of[shard].total()
-
-    def forget(self, shard: str) -> None:
-        """The shard is begun again: what was paid for it comes from the cache, and would count twice."""
-        self._of.pop(shard, None)
+    def take(self, shard: str) -> Bill:
+        """The bill of a shard that is done; the desk forgets it."""
+        return self._bills.pop(shard, Bill())
 
 
 class Relay:
@@ -139,7 +127,6 @@ class Relay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._ledger.forget(shard)
         self._begun[shard] += 1
         if self._begun[shard] > STARTS:
             return AnchorlineError(
@@ -148,9 +135,9 @@ class Relay:
             )
         return None
 
-    def cost(self, shard: str) -> Cost:
-        """What a shard's replies cost, since it was last begun."""
-        return self._ledger.cost(shard)
+    def bill(self, shard: str) -> Bill:
+        """The replies that a shard, which is done, uses."""
+        return self._ledger.take(shard)
 
     async def stop(self, error: AnchorlineError) -> None:
         """The run ends with this error: nothing new is asked, and calls in flight are still taken."""

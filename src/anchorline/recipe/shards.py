@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from anchorline.data import (
     write_jsonl,
 )
 from anchorline.data.candidates import Candidate, Candidates
-from anchorline.llm.costs import Cost
+from anchorline.llm.costs import Bill
 from anchorline.types import Answer, Failure, Message, Pair, Prompt
 
 Row = dict[str, Any]
@@ -64,22 +63,25 @@ def finished(folder: Path) -> dict[int, int]:
     return {int(start): int(length) for start, length in found}
 
 
-def keep(folder: Path, start: int, results: list[Row], cost: Row) -> None:
-    """Put a shard's results, and what their replies cost, on disk, whole or not at all."""
-    write_jsonl(folder / f"{start:09d}-{len(results)}.jsonl", [*results, {"cost": cost}])
+def keep(folder: Path, start: int, results: list[Row], bill: Bill) -> None:
+    """Put a shard's results, and the bill of their replies, on disk, whole or not at all."""
+    write_jsonl(folder / f"{start:09d}-{len(results)}.jsonl", [*results, {"bill": bill.replies}])
 
 
-def collect(folder: Path) -> Iterator[Row | Failure | Cost]:
-    """All results in the order of the rows: pairs as rows, and failures; after those of a shard, its cost."""
+def collect(folder: Path) -> Iterator[Row | Failure | Bill]:
+    """All results in the order of the rows: pairs as rows, and failures; after those of a shard, its bill."""
     for file in sorted(folder.glob("*-*.jsonl")):
         for _, result in read_jsonl(file):
             ((kind, value),) = result.items()
-            yield value if kind == "pair" else failure_from_row(value) if kind == "failure" else Cost(**value)
+            if kind == "bill":
+                yield bill_from_row(value)
+            else:
+                yield value if kind == "pair" else failure_from_row(value)
 
 
-def cost_to_row(cost: Cost) -> Row:
-    """A shard's cost as JSON, as `keep` takes it."""
-    return asdict(cost)
+def bill_from_row(row: Mapping[str, Any]) -> Bill:
+    """The bill again, of JSON."""
+    return Bill({key: (tokens, usd) for key, (tokens, usd) in row.items()})
 
 
 def result_to_row(result: Pair | Failure) -> Row:

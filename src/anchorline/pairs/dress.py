@@ -1,0 +1,41 @@
+r"""What a reviser wraps its text in, and what no answer should be learnt with: a label, tags, quotation marks, edit marks.
+
+What the original has as well is its own. Whatever of the wrapping belongs to the text is a guess, so such a text is not
+used, and is asked for again without it.
+
+>>> dress("Assistant: It left on Monday.", "It left.")
+'a label'
+>>> dress("Assistant: It left on Monday.", "Assistant: It left.") is None
+True
+"""
+
+from __future__ import annotations
+
+import re
+
+_DRESSES: dict[str, re.Pattern[str]] = {
+    "a label": re.compile(
+        r"\A\W{0,4}(?:(?:final )?answer|assistant|response|reply)(?:\W{0,4}:|\W{1,4}\n)", re.IGNORECASE
+    ),
+    "tags": re.compile(
+        r"\A<(?:(?:/?(?:answer|response|reply|assistant|output|text|html|body|p|div)>)|!\[CDATA\[)", re.IGNORECASE
+    ),
+    "quotation marks": re.compile(
+        r"\A(?:\"[^\"]*\"|“[^“”]*”|«[^«»]*»|„[^„“”]*[“”]|'{3}.*'{3}|\"{3}.*\"{3})\Z", re.DOTALL
+    ),
+    "edit marks": re.compile(
+        r"~~[^~\n]{1,2000}~~|^\+ ?.*\n(?:.*\n)?-|^- ?.*\n(?:.*\n)?\+|\{\+\+|<del>|<ins>", re.MULTILINE
+    ),
+    "escaped line breaks": re.compile(r"\A\\n.*\\n\Z"),
+    "a model's own marks": re.compile(r"<\|[a-z_]{2,20}\|>|</?s>\Z|<(?:start|end)_of_turn>", re.IGNORECASE),
+}
+"""Each is one pass over the text."""
+
+
+def dress(text: str, original: str) -> str | None:
+    """What a text is wrapped in that the original is not, in words; None for a plain one."""
+    bare = text.strip()
+    for name, pattern in _DRESSES.items():
+        if pattern.search(bare) and not pattern.search(original.strip()):
+            return name
+    return None
