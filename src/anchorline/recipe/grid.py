@@ -90,9 +90,10 @@ Results = Mapping[Cell, Mapping[str, Any]]
 def planned(grid: CompareSettings, done: Results) -> list[Cell]:
     """Every cell that is known so far, in order: seeds and weights come when the learning rates of their cell are done."""
     rates, seed, weight = grid.learning_rates, grid.seeds[0], grid.retain_weights[0]
-    head: list[tuple[Maker, str]] = [(grid.sets[0], o) for o in grid.objectives]
-    head += [(s, grid.objectives[0]) for s in grid.sets[1:]]
-    rest: list[tuple[Maker, str]] = [(s, o) for s in grid.sets[1:] for o in grid.objectives[1:]]
+    every = [(s, o) for s in grid.sets for o in grid.objectives]
+    head = [(s, o) for s, o in every if s == grid.sets[0]]
+    head += [(s, o) for s, o in every if s != grid.sets[0] and o == grid.objectives[0]]
+    rest = [key for key in every if key not in head]
     cells = [Cell(s, o, rate, seed, weight) for rate in rates for s, o in (*head, *rest)]
     chosen = {(s, o): best(swept(grid, done, s, o)) for s, o in head if len(swept(grid, done, s, o)) == len(rates)}
     for further in grid.seeds[1:]:
