@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -90,9 +91,9 @@ Results = Mapping[Cell, Mapping[str, Any]]
 def planned(grid: CompareSettings, done: Results) -> list[Cell]:
     """Every cell that is known so far, in order: seeds and weights come when the learning rates of their cell are done."""
     rates, seed, weight = grid.learning_rates, grid.seeds[0], grid.retain_weights[0]
-    every = [(s, o) for s in grid.sets for o in grid.objectives]
-    head = [(s, o) for s, o in every if s == grid.sets[0]]
-    head += [(s, o) for s, o in every if s != grid.sets[0] and o == grid.objectives[0]]
+    every = list(product(grid.sets, grid.objectives))
+    head = [key for key in every if key[0] == grid.sets[0]]
+    head += [key for key in every if key[0] != grid.sets[0] and key[1] == grid.objectives[0]]
     rest = [key for key in every if key not in head]
     cells = [Cell(s, o, rate, seed, weight) for rate in rates for s, o in (*head, *rest)]
     chosen = {(s, o): best(swept(grid, done, s, o)) for s, o in head if len(swept(grid, done, s, o)) == len(rates)}
