@@ -200,8 +200,8 @@ def test_what_the_conversation_says_too_is_no_allusion() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [f'"{TEXT}"', f"“{TEXT}”", f"«{TEXT}»", f"Answer: {TEXT}", f"**Assistant:**\n{TEXT}", f"[assistant]\n{TEXT}", f"<p>{TEXT}</p>",
-     f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}", f"- It left.\n+ {TEXT}",
+    [f'"{TEXT}"', f"“{TEXT}”", f"«{TEXT}»", f"Answer: {TEXT}", f"**Assistant:**\n{TEXT}", f"[assistant]\n{TEXT}", 
+     f"<p>{TEXT}</p>", f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}", f"- It left.\n+ {TEXT}",
      f"{TEXT}<|im_end|>", f"{TEXT}</s>", f"{TEXT}<end_of_turn>", f"\\n{TEXT}\\n"],
 )  # fmt: skip
 def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
@@ -212,8 +212,8 @@ def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.", "Say <p>.", "1 + 1\n- 2",
-     "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days."],
+    ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.", 
+     "Say <p>.", "1 + 1\n- 2", "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days."],
 )  # fmt: skip
 def test_a_text_that_only_looks_wrapped_is_used(text: str) -> None:
     assert parse(framed(text)) == Parsed("clean", text, "It lacks the days.")

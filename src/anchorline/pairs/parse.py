@@ -212,10 +212,8 @@ def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Mar
     end = next((marker for marker in ends if marker.rank == "exact"), ends[0] if ends else None)
     crlf = text[max(0, opening.end - 1) : opening.end + 1].startswith("\r") or text[opening.end :].startswith("\r\n")
     body = text[opening.end : limit if end is None else end.start]
-    if opening.alone:
-        body = _without_margin(body, text[opening.start : opening.end])
-    else:  # the blank after a marker is not the text's
-        body = body.lstrip(" \t\xa0")
+    # on a marker's own line, the blank after it is not the text's
+    body = _without_margin(body, text[opening.start : opening.end]) if opening.alone else body.lstrip(" \t\xa0")
     if end is not None:
         trailing = text[end.end : limit].strip().removeprefix("```").strip()
         plain_end = "" if end.rank == "exact" else "marker"
