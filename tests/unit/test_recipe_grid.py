@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anchorline.recipe.contrasts import mcnemar, tabled
+from anchorline.recipe.contrasts import tabled
 from anchorline.recipe.grid import Cell, CompareSettings, best, planned
 from anchorline.report.compare_page import build_compare_page, compare_text
 from anchorline.types import Message, Pair
@@ -56,12 +56,6 @@ def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():
     assert best({a: result(a, [True], rules=0.1), b: result(b, [True], rules=0.2)}) == b
     assert best({a: result(a, [True], 0.3), b: result(b, [True], 0.1), c: result(c, [True], 0.2)}) == b
     assert best({}) is None
-
-
-def test_mcnemar_by_hand():
-    assert mcnemar([True] * 5, [False] * 5) == pytest.approx(2 / 32)
-    assert mcnemar([True, True, False], [True, False, True]) == 1.0
-    assert mcnemar([True, False], [True, False]) == 1.0
 
 
 def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():

@@ -91,5 +91,5 @@ def scipy_stats() -> ModuleType:
     try:
         import scipy.stats
     except ImportError as error:
-        raise MissingExtra("comparing two models", "eval") from error
+        raise MissingExtra("comparing two models", "train") from error
     return scipy.stats

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from anchorline.evals.paired import mcnemar
 from anchorline.evals.stats import bootstrap_mean, wilson
 from anchorline.measure import measure_pair, summarise
 from anchorline.recipe.grid import CompareSettings, Results, best, mean, swept
@@ -104,12 +104,3 @@ def _contrast(grid: CompareSettings, done: Results, one: Any, other: Any) -> Ite
         "p": mcnemar(ours, theirs),
         "drift_difference": done[cells[0]]["drift"] - done[cells[1]]["drift"],
     }
-
-
-def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
-    """The exact two-sided p: were one only of the two kept, how unlike a fair coin is it which."""
-    wins = sum(a and not b for a, b in zip(ours, theirs, strict=True))
-    losses = sum(b and not a for a, b in zip(ours, theirs, strict=True))
-    n = wins + losses
-    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
-    return min(1.0, 2 * tail)
