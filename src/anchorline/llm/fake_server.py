@@ -49,6 +49,14 @@ class Answer(NamedTuple):
     breaks: bool = False
 
 
+class Arrival(NamedTuple):
+    """A chat request as it came: when (by the clock `time.monotonic`), with how many open, and whether it was turned away."""
+
+    at: float
+    open: int
+    turned_away: bool
+
+
 class FakeServer:
     """See the module. Enter it to listen; `url` is the base URL. `key` is the only API key that it takes; "" takes any."""
 
@@ -59,6 +67,7 @@ class FakeServer:
         plan: FaultPlan | None = None,
         latency: float = 0.0,
         slots: int = 1024,
+        most: int | None = None,
         retry_after: float = 0.2,
         hang: float = 3600.0,
         log: str | Path | None = None,
@@ -67,6 +76,10 @@ class FakeServer:
     ) -> None:
         self._reply, self._plan = reply or echo, plan or FaultPlan()
         self._latency, self._retry_after, self._hang = latency, retry_after, hang
+        self._most, self._open = most, 0
+        """Requests that may be open at the same time (more are turned away with 429), and those that are."""
+        self.arrivals: deque[Arrival] = deque(maxlen=10_000)
+        """The last chat requests that came, whatever became of them."""
         self._free_at = [0.0] * slots
         """A heap: when each slot has finished what was given to it."""
         self._log = Path(log).open("a", encoding="utf-8") if log else None  # noqa: SIM115  (closed on exit)
@@ -138,7 +151,11 @@ class FakeServer:
             # like some real servers, it repeats what it was given
             return _error(401, f"Incorrect API key provided: {headers.get('authorization', 'none')}")
         if (method, path) == ("POST", "/v1/chat/completions"):
-            return await self._chat(content)
+            self._open += 1
+            try:
+                return await self._chat(content)
+            finally:
+                self._open -= 1
         if (method, path) == ("GET", "/v1/models"):
             return Answer(200, _json({"object": "list", "data": [{"id": "fake", "object": "model"}]}))
         found = self._batches.route(method, path, headers, content)
@@ -155,6 +172,9 @@ class FakeServer:
         fault = self._plan.fault(key, repetition=self._seen[key])
         self._seen[key] += 1
         self.bodies.append(body)
+        if self._most is not None and self._open > self._most:
+            fault = "throttle"
+        self.arrivals.append(Arrival(time.monotonic(), self._open, fault in {"throttle", "throttle_silently"}))
         if fault in {"throttle", "throttle_silently"}:
             wait = f"retry-after: {self._retry_after:g}\r\n" if fault == "throttle" else ""
             return Answer(429, _json({"error": {"message": "slow down"}}), wait)
@@ -255,6 +275,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         plan=FaultPlan(seed=arguments.seed, **shares),
         latency=arguments.latency,
         slots=arguments.slots,
+        most=arguments.most,
         retry_after=arguments.retry_after,
         log=arguments.log,
         port=arguments.port,
@@ -272,6 +293,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one; it is printed")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds that an answer takes")
     parser.add_argument("--slots", type=int, default=1024, help="answers at the same time; more wait in line")
+    parser.add_argument("--most", type=int, help="requests open at the same time; more are turned away with 429")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--retry-after", type=float, default=0.2, help="seconds that a throttled request is told")
     parser.add_argument("--log", help="a file for one line of JSON for each answered request")
