@@ -92,6 +92,7 @@ def test_on_policy_takes_the_better_and_the_worse() -> None:
     [
         (["one", "two"], "VERDICT: TIE", "tie"),
         (["one", "two"], "VERDICT: A", "tie"),
+        (["one"], "VERDICT: A", "truncated"),
         (["one", "one", "one"], "VERDICT: A", "identical"),
         (["one", "two"], "who knows", "unreadable"),
         (["one", "two"], lambda _: throttled(), "throttled"),

@@ -67,9 +67,12 @@ def candidates(prompt: Prompt, replies: Sequence[tuple[str, Reply]]) -> Candidat
 async def judged_pair(row: Candidates, *, choose: Chooser, maker: str, policy: str) -> Pair | Failure:
     """The best and the worst of a row's answers.
 
-    Failure kinds: `identical` (all answers are the same text), `tie` (none is better than another), the kind of the
-    endpoint's error, `unreadable` (the judge's reply).
+    Failure kinds: `truncated` (fewer than two answers were whole), `identical` (all are the same text), `tie` (none is
+    better than another), the kind of the endpoint's error, `unreadable` (the judge's reply).
     """
+    if len(row.answers) < 2:
+        few = f"{len(row.answers)} answers are whole and not empty, two are needed; raise the token limit of the answers"
+        return Failure(row.id, STAGE, "truncated", few, {"answers": [answer.text for answer in row.answers]})
     distinct = list({answer.text: answer for answer in reversed(row.answers)}.values())[::-1]
     if len(distinct) < 2:
         details = {"answers": [answer.text for answer in row.answers]}
