@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from chat import Running, rows_of, write_project
 
 from anchorline.data import read_json, write_rows
 
@@ -24,7 +25,10 @@ pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.e2e
 
 SECRET = "sk-the-secret-of-the-ray-test-0123456789"
-ROWS = 60
+ROWS = 40
+AGAIN = 5
+"""So many rows ask for the very same as others."""
+KEYS = ROWS - AGAIN
 REPLY = """It shouts.
 <<<REVISED ANSWER>>>
 It left this week. Please wait for it, it will come by boat soon.
@@ -68,8 +72,8 @@ def place(tmp_path: Path) -> Path:
     answers = [
         {
             "id": f"a{i}",
-            "prompt": f"where is order {i}",
-            "text": f"It left on day {i}! Please wait for it, it will come.",
+            "prompt": f"where is order {i % KEYS}",
+            "text": f"It left on day {i % KEYS}! Please wait for it, it will come.",
         }
         for i in range(ROWS)
     ]
@@ -79,6 +83,7 @@ def place(tmp_path: Path) -> Path:
     slots = "{{conversation}} {{answer}} {{aim}} {{open}} {{close}}"
     (tmp_path / "mine.txt").write_text(f"=== user ===\nEdit this as little as you can: {slots}")
     endpoint = {"model": "fake", "api_key_env": "THE_KEY", "max_tokens": 60, "timeout": 5, "attempts": 2}
+    endpoint["prices"] = {"input": 1, "output": 2}
     recipe = {
         "style": "style.yaml",
         "pairs": {"answers": "answers.jsonl", "reviser": "llm", "prompt": "mine.txt", "workers": 2},
@@ -163,7 +168,7 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, cluster: t
         assert kinds >= {"server", "bad_reply"} and len(results(place / "ray")[0].splitlines()) > ROWS // 2
         local, ray = (read_json(place / name / "manifest.json") for name in ("local", "ray"))
         assert ray["costs"] == local["costs"] and ray["counts"] == local["counts"]
-        assert ray["makers"] == local["makers"] and ray["makers"]["pairs:clair"]["costs"]["tokens"] > 0
+        assert ray["makers"] == local["makers"] and ray["makers"]["pairs:clair"]["costs"]["usd"] > 0
         assert not list((place / "ray").rglob("*.partial"))
 
         # the local engine goes on where Ray was, from the same cache: the set is up to date, and an unpaid second one
@@ -176,6 +181,44 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, cluster: t
     assert not holding(SECRET, place, session)
 
 
+def test_other_makers_by_models_that_are_asked_and_judged(tmp_path: Path, cluster: tuple[str, Path]) -> None:
+    """Samples, other models' answers and a stronger model's, judged in both orders: what the local engine makes of them."""
+    makers = ("on-policy", "off-policy", "stronger")
+    code = "import sys; from anchorline.cli.main import app\\n"
+    code += "for maker in sys.argv[1].split(): app(['pairs', maker, *sys.argv[2:]], standalone_mode=False)"
+    for name, words in (("local", ()), ("ray", ("--engine", "ray"))):
+        with (
+            Running() as fake
+        ):  # new each time: its policy counts how often it is asked; two sets share their judgements
+            recipe = write_project(tmp_path / name, fake.url, rows=8, pairs__verify="llm", pairs__workers=2)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    code,
+                    " ".join(makers),
+                    str(recipe),
+                    "--out",
+                    str(tmp_path / name / "out"),
+                    *words,
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=ENVIRON | {"RAY_ADDRESS": cluster[0]},
+            )
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr
+            assert set(fake.server.answered.values()) <= {1, 2} and len(fake.asked("judge")) == 2 * 2 * 8
+    local, ray = (tmp_path / name / "out" for name in ("local", "ray"))
+    for maker in makers:
+        files = [folder / f"sets/{maker.replace('-', '_')}/pairs.jsonl" for folder in (local, ray)]
+        assert files[0].read_bytes() == files[1].read_bytes() and len(rows_of(files[0])) == 8
+    assert (local / "failures.jsonl").read_bytes() == (ray / "failures.jsonl").read_bytes()
+    for part in ("makers", "costs", "counts"):
+        assert read_json(local / "manifest.json")[part] == read_json(ray / "manifest.json")[part]
+    assert all(counts["costs"]["usd"] > 0 for counts in read_json(ray / "manifest.json")["makers"].values())
+
+
 def test_a_worker_that_dies_is_replaced_and_nothing_is_asked_twice(place: Path, cluster: tuple[str, Path]) -> None:
     with serving(place, "--latency", "0.3") as settings:
         settings += ["--set", "llm.reviser.max_concurrency=6"]
@@ -185,7 +228,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_asked_twice(place: Path, 
         out, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, ""), out
         twice = [key for key, count in answered(place).items() if count > 1]
-        assert len(twice) <= 6 and len(answered(place)) == ROWS  # at most what was in flight
+        assert len(twice) <= 6 and len(answered(place)) == KEYS  # at most what was in flight
         pairs, failures = results(place / "out")
         assert [json.loads(line)["id"] for line in pairs.splitlines()] == [f"a{i}" for i in range(ROWS)]
         assert not failures
@@ -202,7 +245,7 @@ def workers(session: Path) -> list[int]:
 
 
 def test_a_budget_holds_over_all_workers(place: Path, cluster: tuple[str, Path]) -> None:
-    limit = 1500
+    limit = 1000
     with serving(place, "--latency", "0.02") as settings:
         words = [*settings, "--out", "out", "--engine", "ray"]
         code, errors = make(place, *words, "--max-tokens", str(limit), address=cluster[0])
@@ -212,7 +255,7 @@ def test_a_budget_holds_over_all_workers(place: Path, cluster: tuple[str, Path])
         assert not (place / "out" / "sets" / "clair" / "pairs.jsonl").exists()
         before = answered(place)
         assert make(place, *words, "--max-tokens", "1000000", address=cluster[0]) == (0, "")
-        assert set(answered(place).values()) == {1} and before <= answered(place) and len(answered(place)) == ROWS
+        assert set(answered(place).values()) == {1} and before <= answered(place) and len(answered(place)) == KEYS
 
 
 def spent(folder: Path) -> int:
@@ -231,14 +274,14 @@ def test_a_key_that_the_workers_lack_is_one_line(place: Path, cluster: tuple[str
     assert not answered(place)
 
 
-def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path) -> None:
+def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path, cluster: tuple[str, Path]) -> None:
     """Finished shards are not made again, those begun come from the cache, and no process stays behind."""
     # slow enough that rows are left when the cluster has seen that its driver is gone
     with serving(place, "--latency", "0.4") as settings:
         words = [*settings, "--set", "llm.reviser.max_concurrency=2", "--out", "out", "--engine", "ray"]
         process = start(place, *words)
         shards = place / "out" / "sets" / "clair" / "pairs.jsonl.partial"
-        wait_for(process, lambda: list(shards.glob("*.jsonl")) and len(answered(place)) > ROWS // 2)
+        wait_for(process, lambda: list(shards.glob("*.jsonl")) and len(answered(place)) > KEYS // 2)
         children = psutil.Process(process.pid).children(recursive=True)
         # Ray's agents, which do none of our work, take a minute to see that they are alone
         ours = [child for child in children if not child.name().endswith("Agent")]
@@ -249,16 +292,16 @@ def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path) -> None:
         assert not alive
         time.sleep(1)  # the server still answers, and logs, what was in flight
         before = answered(place)
-        assert ROWS // 2 < len(before) < ROWS
+        assert KEYS // 2 < len(before) < KEYS
         kept = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.jsonl")}
 
-        process = start(place, *words)
+        process = start(place, *words, address=cluster[0])  # and another cluster goes on
         wait_for(process, lambda: len(list(shards.glob("*.jsonl"))) > len(kept))
         assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in shards.glob("*.jsonl")}.items()
         out, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, ""), out
         twice = [key for key, count in answered(place).items() if count > 1]
-        assert len(twice) <= 2 and set(twice) <= set(before) and len(answered(place)) == ROWS
+        assert len(twice) <= 2 and set(twice) <= set(before) and len(answered(place)) == KEYS
         assert make(place, *settings, "--out", "local") == (0, "")
         assert results(place / "out") == results(place / "local")
         resumed, whole = (read_json(place / name / "manifest.json")["makers"] for name in ("out", "local"))

@@ -212,7 +212,7 @@ def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.", 
+    ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.",
      "Say <p>.", "1 + 1\n- 2", "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days."],
 )  # fmt: skip
 def test_a_text_that_only_looks_wrapped_is_used(text: str) -> None:

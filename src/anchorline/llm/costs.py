@@ -65,9 +65,8 @@ class Bill:
 
     @property
     def usd(self) -> float | None:
-        """Dollars; None where one of the prices is unknown. Summed exactly, so that the order of replies is no matter."""
-        known = [usd for _, usd in self.replies.values() if usd is not None]
-        return math.fsum(known) if len(known) == len(self.replies) else None
+        """Dollars; None where one of the prices is unknown."""
+        return known_sum([usd for _, usd in self.replies.values()])
 
 
 class Ledger:
@@ -120,9 +119,9 @@ class Ledger:
 
 
 def known_sum(amounts: Sequence[float | None]) -> float | None:
-    """The sum; None where one is unknown."""
+    """The sum, None where one is unknown: rounded once, so that it is the same in whatever order replies came."""
     known = [amount for amount in amounts if amount is not None]
-    return sum(known) if len(known) == len(amounts) else None
+    return math.fsum(known) if len(known) == len(amounts) else None
 
 
 class Estimate(NamedTuple):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from anchorline.errors import RecipeError
 from anchorline.llm.budget import Budget
 from anchorline.llm.cache import RequestCache
-from anchorline.llm.costs import Ledger
+from anchorline.llm.costs import Ledger, known_sum
 from anchorline.llm.prices import find_price
 from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import Endpoint
@@ -121,10 +122,13 @@ def check_endpoints(recipe: Recipe, names: list[str]) -> None:
 
 def costs(cache: RequestCache, run: str) -> dict[str, dict[str, Any]]:
     """What a run has paid so far, in all its processes, by what it was for. `usd` is None where a price is unknown."""
-    rows = cache.read(
-        "SELECT stage, count(*), sum(prompt_tokens), sum(completion_tokens), sum(guessed),"
-        " CASE WHEN count(usd) = count(*) THEN sum(usd) END FROM payments WHERE run = ? GROUP BY stage ORDER BY stage",
+    sums = cache.read(
+        "SELECT stage, count(*), sum(prompt_tokens), sum(completion_tokens), sum(guessed) FROM payments"
+        " WHERE run = ? GROUP BY stage ORDER BY stage",
         (run,),
     )
-    names = ("calls", "prompt_tokens", "completion_tokens", "guessed", "usd")
-    return {stage: dict(zip(names, sums, strict=True)) for stage, *sums in rows}
+    dollars: defaultdict[str, list[float | None]] = defaultdict(list)
+    for stage, usd in cache.read("SELECT stage, usd FROM payments WHERE run = ?", (run,)):
+        dollars[stage].append(usd)
+    names = ("calls", "prompt_tokens", "completion_tokens", "guessed")
+    return {stage: dict(zip(names, found, strict=True)) | {"usd": known_sum(dollars[stage])} for stage, *found in sums}
