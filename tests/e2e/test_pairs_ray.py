@@ -184,7 +184,7 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, cluster: t
 def test_other_makers_by_models_that_are_asked_and_judged(tmp_path: Path, cluster: tuple[str, Path]) -> None:
     """Samples, other models' answers and a stronger model's, judged in both orders: what the local engine makes of them."""
     makers = ("on-policy", "off-policy", "stronger")
-    code = "import sys; from anchorline.cli.main import app\\n"
+    code = "import sys; from anchorline.cli.main import app\n"
     code += "for maker in sys.argv[1].split(): app(['pairs', maker, *sys.argv[2:]], standalone_mode=False)"
     for name, words in (("local", ()), ("ray", ("--engine", "ray"))):
         with (

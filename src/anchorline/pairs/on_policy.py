@@ -71,7 +71,9 @@ async def judged_pair(row: Candidates, *, choose: Chooser, maker: str, policy: s
     better than another), the kind of the endpoint's error, `unreadable` (the judge's reply).
     """
     if len(row.answers) < 2:
-        few = f"{len(row.answers)} answers are whole and not empty, two are needed; raise the token limit of the answers"
+        few = (
+            f"{len(row.answers)} answers are whole and not empty, two are needed; raise the token limit of the answers"
+        )
         return Failure(row.id, STAGE, "truncated", few, {"answers": [answer.text for answer in row.answers]})
     distinct = list({answer.text: answer for answer in reversed(row.answers)}.values())[::-1]
     if len(distinct) < 2:
