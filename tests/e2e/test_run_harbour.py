@@ -44,6 +44,8 @@ def finished(
     heldout = first_rows(beside / recipe["prompts"]["heldout"], HELD_OUT, folder / "heldout.jsonl")
     general = first_rows(beside / recipe["prompts"]["general"], GENERAL, folder / "general.jsonl")
     settings = SMALL | {"model": embedded, "prompts.heldout": heldout, "prompts.general": general}
+    if "retain" in recipe:
+        settings["retain.prompts"] = first_rows(beside / recipe["retain"]["prompts"], GENERAL, folder / "retain.jsonl")
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run(
         [sys.executable, "-m", "anchorline", "run", str(request.param), "--out", str(folder / "out"), *words, "--json"],
@@ -69,7 +71,8 @@ def test_the_summary(finished: tuple[Path, subprocess.CompletedProcess[str]]) ->
     assert 0 <= summary["preference"]["accuracy"] <= 1
     assert summary["pairs"] + summary["failures"] >= 12 and summary["pairs"] > 0
     assert sum(summary["objective"].values()) > 0
-    stages = ["prompts", "sample", "baseline", "pairs", "measure", "train", "evaluate", "report"]
+    retain = ["retain"] if (out / "retain-answers.jsonl").is_file() else []
+    stages = ["prompts", "sample", "baseline", "pairs", "measure", *retain, "train", "evaluate", "report"]
     assert list(summary["seconds"]) == stages and all(second >= 0 for second in summary["seconds"].values())
     assert 0.1 < summary["peak_rss_gib"] < 6
 
