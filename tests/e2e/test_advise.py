@@ -9,6 +9,7 @@ from chat import Actor, Running, anchorline
 
 def advised(folder, fake, *words):
     rows = [{"prompt": f"Where is order {n}?", "chosen": "Left!!!!!!", "rejected": "Left!!!!!!!!!"} for n in range(20)]
+    rows += [{**row, "prompt": row["prompt"] + " Hm?", "details": {"turned": True}} for row in rows]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["advise", "--policy", "talker", "--policy-url", fake.url, "--judge", "judge", "--base-url", fake.url]
     files = ["--pairs", folder / "pairs.jsonl", "--out", folder / "run", "--json"]
@@ -21,7 +22,8 @@ def test_a_fair_judge_places_it_and_what_was_asked_is_not_asked_again(tmp_path):
     with Running() as fake:
         found = advised(tmp_path, fake)
         assert (found["place"], found["objective"], found["settled"]) == ("above", "apo_down", True)
-        assert found["chosen"]["n"] == found["judged"] > 15 and found["hidden"]["skipped"]
+        assert found["chosen"]["n"] == found["judged"] > 12 and found["hidden"]["skipped"]
+        assert found["pairs"] == 36 and found["judged"] < 24  # turned pairs are not judged
         calls = fake.calls
         assert len(fake.asked("judge")) == 4 * found["judged"]
         assert advised(tmp_path, fake, "--set", "advise.level=0.9")["level"] == 0.9
@@ -34,4 +36,4 @@ def test_a_judge_that_always_says_first_settles_nothing(tmp_path):
     assert (found["place"], found["objective"], found["needed"]) == ("not settled", "apo_zero", None)
     for side in ("chosen", "rejected"):
         rate = found[side]
-        assert rate["share"] == 0.5 and rate["flips"] == rate["ties"] == rate["n"] > 15
+        assert rate["share"] == 0.5 and rate["flips"] == rate["ties"] == rate["n"] > 12

@@ -126,6 +126,8 @@ def test_a_sound_set_is_not_warned_of():
 def test_length_needs_a_majority_that_the_sign_test_believes():
     long = "The lamp left on Monday by van and more"
     assert kinds([pair(n, chosen=long) for n in range(120)])["length_bias"]["longer"] == 120
+    few = [pair(n, chosen=long) if n else pair(n, rejected=long) for n in range(8)]  # 7 of 8: p = 0.07
+    assert "length_bias" not in kinds(few)
     even = [pair(n, chosen=long) if n % 2 else pair(n, rejected=long) for n in range(120)]
     assert "length_bias" not in kinds(even)
 

@@ -17,6 +17,7 @@ from anchorline.cli.options import as_yaml, recipe_of_data, settings
 from anchorline.errors import RecipeError
 from anchorline.recipe import Recipe, load_recipe
 from anchorline.recipe.config import override_setting, parse_recipe
+from anchorline.recipe.run import wanted_stages
 from tiny_chat import write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -167,3 +168,13 @@ def test_evaluation_sets_are_looked_up_beside_the_recipe(tmp_path: Path) -> None
     (tmp_path / "r" / "r.yaml").write_text(yaml.safe_dump({"prompts": named}))
     prompts = load_recipe(tmp_path / "r" / "r.yaml").prompts
     assert prompts and prompts.decontaminate == (str(tmp_path / "r" / "eval.jsonl"), "owner/name")
+
+
+def test_auto_brings_the_advisor_before_training_and_survives_its_own_dump():
+    recipe = parse_recipe({"model": "m", "pairs": {"file": "p.jsonl"}, "train": {"objective": "auto"}})
+    names = [stage.name for stage in wanted_stages(recipe, "train")]
+    assert names == ["given", "advise", "train"]
+    again = parse_recipe(recipe.model_dump(mode="json"))
+    assert again.train.objective == recipe.train.objective
+    fixed = parse_recipe({"model": "m", "pairs": {"file": "p.jsonl"}})
+    assert "advise" not in [stage.name for stage in wanted_stages(fixed, "report")]

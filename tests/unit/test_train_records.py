@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_train_run import LORA, ROWS, metrics, model, pairs, settings  # noqa: F401 (the fixture `model`)
-from test_train_toys import PAD, pair, template
+from test_train_toys import PAD, example, pair, template
 from typer.testing import CliRunner
 
 from anchorline.cli.main import app
@@ -23,9 +24,11 @@ from anchorline.train import gate, trainer
 from anchorline.train.config import TrainSettings
 from anchorline.train.forward import by_branch, example_token_logps, plain_token_logps
 from anchorline.train.gate import check_start
+from anchorline.train.records import Recorder
 from anchorline.train.run import load_policy, train, with_adapter
 from anchorline.train.score import score
 from anchorline.train.tokenise import response_key, tokenise
+from anchorline.train.trainer import batch_logps
 from anchorline.types import Unpaired
 
 ONE_STEP: dict[str, Any] = {"pairs_per_step": 6, "learning_rate": 2e-2}
@@ -326,3 +329,15 @@ def test_profiled_steps_say_what_share_of_their_time_is_products(model, tmp_path
     assert all(0.01 < share < 0.9 for share in shares[1:3])
     lines = [json.loads(line) for line in (tmp_path / "train/metrics.jsonl").read_text().splitlines()]
     assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > line["pairs_per_second"] for line in lines)
+
+
+def test_the_state_and_the_pull_are_of_the_pairs_own_objective():
+    own = (None, "dpo", "apo_up")
+    plain = [example([n], [10, 11], [20]) for n in range(3)]
+    examples = [replace(e, objective=name) for e, name in zip(plain, own, strict=True)]
+    policy = torch.tensor([-60.0, -60.0] * 3)  # both rewards are -5: apo_zero lets go of chosen, apo_up of rejected
+    batch = batch_logps(examples, policy, policy + 50)
+    rows = Recorder(TrainSettings()).rows(examples, batch, None, [policy[:2], policy[2:3]] * 3)
+    assert [row.get("objective") for row in rows] == list(own)
+    assert [row["state"] for row in rows] == ["stranded", "live", "stranded"]
+    assert [round(row["chosen_weight"], 2) for row in rows] == [0.03, 0.5, 1.0]

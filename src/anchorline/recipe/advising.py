@@ -69,8 +69,10 @@ def advise_set(run: RunContext) -> list[Failure]:
     """Write `advise.json` with the answers and verdicts that it rests on; the rows that could not be judged."""
     recipe, asked = run.recipe, run.recipe.advise
     pairs = run.read("pairs.jsonl", pair_from_row)
-    drawn = sorted(random.Random(recipe.seed).sample(range(len(pairs)), min(asked.prompts, len(pairs))))  # noqa: S311 - a sample
-    sample = [pairs[n] for n in drawn]
+    # where the style does not apply, its pairs are turned round: a judge by the style would see them the wrong way
+    fit = [pair for pair in pairs if not pair.provenance.details.get("turned")]
+    drawn = sorted(random.Random(recipe.seed).sample(range(len(fit)), min(asked.prompts, len(fit))))  # noqa: S311 - a sample
+    sample = [fit[n] for n in drawn]
     failures = _answer(run, [Prompt(pair.id, pair.prompt) for pair in sample])
     answers = run.read(ANSWERED, answer_from_row)
     met, unjudged = asyncio.run(_judge(run, {pair.id: pair for pair in sample}, [a for a in answers if a.text.strip()]))
