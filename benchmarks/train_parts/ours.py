@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from measure import Steps, forget_peak, peak_gb  # pyright: ignore[reportMissingImports]  (beside this file)
 
 from anchorline.data.jsonl import read_appended
+from anchorline.progress import Advance
 from anchorline.train.config import LoraSettings, TrainSettings
 from anchorline.train.run import train
 from anchorline.types import Message, Pair
@@ -26,10 +27,10 @@ class Clock:
         self.steps, self.reference_s = Steps(), 0.0
 
     @contextmanager
-    def task(self, label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def task(self, label: str, *, total: int, unit: str) -> Iterator[Advance]:
         del total, unit
         start = time.perf_counter()
-        yield lambda count: self.steps.mark() if label == "train" and count else None
+        yield lambda count, rate="": self.steps.mark() if label == "train" and count else None
         if label != "train":
             self.reference_s += time.perf_counter() - start
 
