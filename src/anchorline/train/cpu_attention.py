@@ -2,8 +2,9 @@
 
 torch's flash kernel does not use the processor's bfloat16 products where it has no AMX: forward it takes two to three
 times, backward two to five times as long as the same products one by one. Here each is one batched product in bfloat16,
-softmax and sums are float32, and heads of a group share their keys without a copy. Queries go in blocks, which leave out
-the keys behind them; the scores of a block are computed again in the backward, so nothing of size [queries, keys] is kept.
+softmax computes in float32 inside, sums over blocks are float32, and heads of a group share their keys without a copy.
+Queries go in blocks, which leave out the keys behind them; the scores of a block are computed again in the backward, so
+nothing of size [queries, keys] is kept.
 
 >>> causal_attention(q, k, v)  # doctest: +SKIP
 """
@@ -18,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SCORES = 300_000
-"""Scores that exist at one time, where keys are few: 1.2 MB in float32, which stay in a core's cache."""
-QUERIES = 64
+"""Scores that exist at one time, where keys are few: 0.6 MB, which stay in a core's cache."""
+QUERIES = 96
 """Queries that a block has at least: with fewer, the products are too thin."""
 
 
@@ -30,29 +31,28 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q_NGQD: Tensor, k_NKD: Tensor, v_NKD: Tensor, scale: float, window: int | None) -> Tensor:
         out_NGQD = torch.empty_like(q_NGQD)
         for rows, last in _blocks(q_NGQD, k_NKD):
-            weights_NGBS, _ = _weights(q_NGQD, k_NKD, rows, last, scale, window)
-            out_NGQD[:, :, rows] = _apart(_together(weights_NGBS.to(q_NGQD.dtype)) @ v_NKD[:, :last], q_NGQD)
-        ctx.save_for_backward(q_NGQD, k_NKD, v_NKD, out_NGQD)
+            weights, _ = _weights(q_NGQD, k_NKD, rows, last, scale, window)
+            out_NGQD[:, :, rows] = _apart(weights @ v_NKD[:, :last], q_NGQD)
+        ctx.save_for_backward(q_NGQD, k_NKD, v_NKD)
         ctx.scale, ctx.window = scale, window
         return out_NGQD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_NGQD,) = grads
-        q_NGQD, k_NKD, v_NKD, out_NGQD = ctx.saved_tensors
-        dtype, wide = q_NGQD.dtype, _wide(q_NGQD.dtype)
-        own_NGQ1 = (grad_NGQD.to(wide) * out_NGQD).sum(-1, keepdim=True)  # what softmax's normalisation takes off
+        q_NGQD, k_NKD, v_NKD = ctx.saved_tensors
         grad_q = torch.empty_like(q_NGQD)
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k_NKD, v_NKD))
+        grad_k, grad_v = (torch.zeros(x.shape, dtype=_wide(x.dtype), device=x.device) for x in (k_NKD, v_NKD))
         for rows, last in _blocks(q_NGQD, k_NKD):
-            weights_NGBS, q = _weights(q_NGQD, k_NKD, rows, last, ctx.scale, ctx.window)
+            weights, q = _weights(q_NGQD, k_NKD, rows, last, ctx.scale, ctx.window)
             grad = _together(grad_NGQD[:, :, rows])
-            grad_v[:, :last] += _together(weights_NGBS.to(dtype)).transpose(1, 2) @ grad
-            slopes = _apart(grad @ v_NKD[:, :last].transpose(1, 2), q_NGQD).to(wide)
-            slopes = _together(slopes.sub_(own_NGQ1[:, :, rows]).mul_(weights_NGBS).to(dtype))
-            grad_q[:, :, rows] = _apart(slopes @ k_NKD[:, :last], q_NGQD) * ctx.scale
+            grad_v[:, :last] += weights.transpose(1, 2) @ grad
+            slopes = grad @ v_NKD[:, :last].transpose(1, 2)
+            # softmax's own backward in one pass, in float32 inside; it takes off what the normalisation does
+            slopes = torch.ops.aten._softmax_backward_data(slopes, weights, -1, slopes.dtype)
+            grad_q[:, :, rows] = _apart(slopes @ k_NKD[:, :last], q_NGQD).mul_(ctx.scale)
             grad_k[:, :last] += slopes.transpose(1, 2) @ q
-        return grad_q, grad_k.mul_(ctx.scale).to(dtype), grad_v.to(dtype), None, None
+        return grad_q, grad_k.to(k_NKD.dtype), grad_v.to(v_NKD.dtype), None, None
 
 
 def _blocks(q_NGQD: Tensor, k_NKD: Tensor) -> Iterator[tuple[slice, int]]:
@@ -67,13 +67,13 @@ def _blocks(q_NGQD: Tensor, k_NKD: Tensor) -> Iterator[tuple[slice, int]]:
 def _weights(
     q_NGQD: Tensor, k_NKD: Tensor, rows: slice, last: int, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The attention weights [N, G, B, S] of a block, and its queries [N, G·B, D]."""
-    q = _together(q_NGQD[:, :, rows])
-    scores = _apart(q @ k_NKD[:, :last].transpose(1, 2), q_NGQD).to(_wide(q.dtype)).mul_(scale)
-    count = scores.shape[2]
+    """The attention weights [N, G·B, S] of a block, and its queries [N, G·B, D] times the scale."""
+    q = _together(q_NGQD[:, :, rows]) * scale
+    scores = q @ k_NKD[:, :last].transpose(1, 2)
+    count = rows.stop - rows.start
     # without a window all but the block's own square is seen by each of its queries
     square = count if window is None else last
-    scores[..., last - square :].masked_fill_(~visible(count, square, window, q.device), float("-inf"))
+    _apart(scores, q_NGQD)[..., last - square :].masked_fill_(~visible(count, square, window, q.device), float("-inf"))
     return scores.softmax(-1), q
 
 
