@@ -2,8 +2,8 @@
 
 Of each example, one causal call covers the prompt with its first branch. Every further branch is one call of its own
 queries against [prompt, branch], causal from the bottom right. The opening that prompts of a row share asks once, in a
-call of its own, and its keys stand before theirs. The layout travels as the forward argument
-`packed_layout`, so that gradient checkpointing recomputes with it.
+call of its own, and its keys stand before theirs. On a GPU the whole row is one call instead (gpu_attention.py). The layout
+travels as the forward argument `packed_layout`, so that gradient checkpointing recomputes with it.
 
 >>> model.set_attn_implementation(PACKED)  # doctest: +SKIP
 >>> model(tokens, position_ids=positions, packed_layout=row.layout)  # doctest: +SKIP
@@ -19,10 +19,13 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from anchorline.errors import ModelError
 from anchorline.train.cpu_attention import causal_attention, visible
+from anchorline.train.gpu_attention import row_attention
 from anchorline.train.layout import Branching
 
 PACKED = "anchorline_packed"
 
+BY_ROW = {"cuda"}
+"""Kinds of devices on which a row is one call (gpu_attention.py)."""
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 """Layer types whose tokens only meet in attention. In others (SSM, convolution, linear) state flows along the row."""
 
@@ -68,6 +71,9 @@ def packed_attention(
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    if device in BY_ROW and not dropout:
+        out = row_attention(query, key, value, packed_layout, scale=scaling, window=sliding_window)
+        return out.transpose(1, 2), None
     attend = _causal
     groups = query.shape[1] // key.shape[1]
     if device == "cpu" and query.dtype == torch.bfloat16 and not dropout:
