@@ -78,3 +78,43 @@ def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     assert "clair-apo_zero minus stronger-apo_zero: +83" in compare_text(
         {"name": "x", "todo": 0, "before": before, **table}
     )
+
+
+def test_a_contrast_is_between_learning_rates_that_both_sides_have():
+    one, other = Cell("clair", "apo_zero", 1e-3, 0), Cell("stronger", "apo_zero", 1e-3, 0)
+    done = {
+        one: result(one, [True, False, False, False]),
+        other: result(other, [False, True, False, False]),
+        one._replace(learning_rate=1e-4): result(one._replace(learning_rate=1e-4), [True] * 4),
+    }
+    (contrast,) = (c for c in tabled(GRID, {}, done)["contrasts"] if c["other"] == "stronger-apo_zero")
+    assert (contrast["difference"], contrast["rates"], contrast["n"]) == (0.0, 1, 4)
+
+
+def test_a_contrast_without_spread_has_no_interval():
+    cells = [Cell(s, "apo_zero", 1e-3, 0) for s in GRID.sets]
+    table = tabled(GRID, {}, {cell: result(cell, [True, False]) for cell in cells})
+    assert [(c["low"], c["high"], c["p"]) for c in table["contrasts"]] == [(None, None, 1.0)]
+    shown = {"name": "x", "todo": 0, "before": {"share": 0.0, "n": 2, "words": 1.0, "beside": {}}, **table}
+    assert "(no spread), McNemar p 1, n 2, best of 1" in compare_text(shown)
+    assert "None" not in build_compare_page(shown)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rates": (-1.0,)},
+        {"learning_rates": (float("nan"),)},
+        {"seeds": (-1,)},
+        {"retain_weights": (0.0, -1.0)},
+        {"objectives": ("apo_zero", "apo")},
+    ],
+)
+def test_a_grid_that_could_not_be_trained_is_refused_before_anything_is_made(wrong):
+    with pytest.raises(ValueError, match=r"learning_rates|seeds|retain_weights|unknown objective"):
+        CompareSettings(**wrong)
+
+
+def test_an_objective_spelled_in_two_ways_is_one_cell():
+    grid = CompareSettings(objectives=("apo_zero=1, sft=1", "sft=1,apo_zero=1", "dpo=1"))
+    assert grid.objectives == ("apo_zero=1,sft=1", "dpo")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorline.data import answer_from_row, pair_to_row, read_json, read_jsonl, write_json
+from anchorline.errors import DataError
 from anchorline.llm.device import exact_dtype
 from anchorline.objectives.names import parse_objective
 from anchorline.recipe.context import RunContext
@@ -60,7 +61,10 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
     if recipe.retain and cell.weight:
         held = recipe.retain.model_copy(update={"weight": cell.weight})
         retain = Retained(run.read(RETAINED, answer_from_row), held)
-    train(pairs, run.model, settings, folder, retain=retain, seed=cell.seed, progress=run.progress)
+    if not (
+        folder / "model"
+    ).is_dir():  # else it was killed while it was evaluated: the model is whole once it is there
+        train(pairs, run.model, settings, folder, retain=retain, seed=cell.seed, progress=run.progress)
     packed = settings.forward == "packed"
     subject = load_subject(folder / "model", run.model, dtype=exact_dtype(recipe.eval.dtype), packed=packed)
     here = RunContext(recipe, folder, progress=run.progress)
@@ -68,16 +72,20 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
     after = here.answer(subject.policy, heldout, eval_sampling(recipe), "after.jsonl")
     attend(subject, "packed")
     general = run.read("evals/general.jsonl", answer_from_row)
-    moved = drift(subject, general, seed=recipe.seed, progress=run.progress) if general else {}
+    moved = drift(subject, general, seed=recipe.seed, progress=run.progress)
+    if moved.get("kl_per_token") is None:
+        raise DataError(
+            "the model's answers to the general prompts are empty, and drift is measured on them; take others"
+        )
     grid = recipe.compare
     assert grid is not None
     steps = [row for _, row in read_jsonl(folder / "train" / "metrics.jsonl")]
     result = {
         **cell._asdict(),
         **answered(run.style, after, grid.tone),
-        "drift": moved.get("kl_per_token", 0.0),
-        "drift_low": moved.get("low"),
-        "drift_high": moved.get("high"),
+        "drift": moved["kl_per_token"],
+        "drift_low": moved["low"],
+        "drift_high": moved["high"],
         "curves": [{name: row.get(name) for name in CURVES if name in row} for row in steps],
     }
     shutil.rmtree(folder / "model", ignore_errors=True)
@@ -111,6 +119,7 @@ def _key(cell: Cell, run: RunContext, pairs: Sequence[Pair]) -> str:
         recipe.train.model_dump(exclude={"save_steps", "save_total_limit", "reference_cache"}),
         recipe.retain.model_dump(include={"per_step"}) if recipe.retain and cell.weight else None,
         recipe.eval.model_dump(),
+        recipe.seed,
         recipe.compare.tone if recipe.compare else (),
         run.model_fingerprint,
         run.style.model_dump(mode="json"),

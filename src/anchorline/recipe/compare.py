@@ -87,6 +87,8 @@ def _checked(recipe: Recipe) -> CompareSettings:
         raise RecipeError(
             "`compare` needs `model`, `style` and `prompts`: it makes the sets itself and checks answers by rules"
         )
+    if recipe.prompts.general is None:
+        raise RecipeError("`compare` holds gain against drift; name prompts to measure it on, in `prompts.general`")
     if any(grid.retain_weights) and recipe.retain is None:
         raise RecipeError(
             "compare.retain_weights is above 0, and `retain.prompts` is lacking; name prompts that are to stay"
@@ -102,6 +104,8 @@ def _checked(recipe: Recipe) -> CompareSettings:
 
 def _sets(recipe: Recipe, grid: CompareSettings, base: Path, progress: Progress) -> dict[str, list[Pair]]:
     """The matched sets; answers that are there are not asked for again."""
+    if not RunContext(recipe, base).style.rules:
+        raise RecipeError("the style has no rules, and by them `compare` counts answers; give it some")
     run(recipe, base, upto="baseline", progress=progress)
     if any(grid.retain_weights) and recipe.retain:
         held = recipe.retain if retains(recipe) else recipe.retain.model_copy(update={"weight": 1.0})
@@ -117,7 +121,7 @@ def _sets(recipe: Recipe, grid: CompareSettings, base: Path, progress: Progress)
             _stronger(context, grid.stronger)
         if "off_policy" in grid.sets and grid.others:
             _off_policy(context, grid.others)
-        match_sets(base)
+        match_sets(base, grid.sets)
     name = "matched.jsonl" if len(grid.sets) > 1 else "pairs.jsonl"
     files = {maker: base / SETS / maker / name for maker in grid.sets}
     sets = {maker: [pair_from_row(row) for _, row in read_jsonl(file)][: grid.pairs] for maker, file in files.items()}
@@ -160,7 +164,9 @@ def _spoken(run: RunContext, voice: Voice, name: str) -> list[str]:
         for p in prompts
     ]
     file = f"voices/{name}.jsonl"
-    key, here = run.path(f"voices/{name}.key"), f"{voice!r} {content_hash(run.path('prompts.jsonl'))} {run.recipe.seed}"
+    key = run.path(f"voices/{name}.key")
+    asked_of = (run.model_fingerprint, run.recipe.train.dtype, content_hash(run.path("prompts.jsonl")), run.recipe.seed)
+    here = f"{voice!r} {asked_of}"
     if not key.is_file() or key.read_text(encoding="utf-8") != here:
         for old in (run.path(file), run.path(f"{file}.partial")):
             old.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What the cells say together: each set with each objective, the two headline contrasts, and gain at equal drift. Pure.
 
->>> mcnemar([True] * 6 + [False], [False] * 6 + [True])
-0.125
+>>> tabled(grid, sets, done)["contrasts"][0]["difference"]  # doctest: +SKIP
+0.25
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from anchorline.evals.paired import mcnemar
-from anchorline.evals.stats import bootstrap_mean, wilson
+from anchorline.evals.paired import compare_results
+from anchorline.evals.stats import wilson
 from anchorline.measure import measure_pair, summarise
 from anchorline.recipe.grid import CompareSettings, Results, best, mean, swept
 from anchorline.types import Pair
@@ -88,19 +88,22 @@ def _contrasts(grid: CompareSettings, done: Results) -> Iterator[dict[str, Any]]
 
 
 def _contrast(grid: CompareSettings, done: Results, one: Any, other: Any) -> Iterator[dict[str, Any]]:
-    cells = [best(swept(grid, done, *key)) for key in (one, other)]
-    if cells[0] is None or cells[1] is None:
+    found = [swept(grid, done, *key) for key in (one, other)]
+    # the best of more trainings is better by luck alone: only learning rates that both have been given
+    rates = set.intersection(*({cell.learning_rate for cell in cells} for cells in found))
+    tops = [best({c: r for c, r in cells.items() if c.learning_rate in rates}) for cells in found]
+    if tops[0] is None or tops[1] is None:
         return
-    ours, theirs = (done[cell]["kept"] for cell in cells if cell)
-    differences = [float(a) - float(b) for a, b in zip(ours, theirs, strict=True)]
-    interval = bootstrap_mean(differences, seed=0)
+    ours, theirs = done[tops[0]], done[tops[1]]
+    difference = compare_results(ours["kept"], theirs["kept"], seed=0)
     yield {
         "one": "-".join(one),
         "other": "-".join(other),
-        "n": len(ours),
-        "difference": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "p": mcnemar(ours, theirs),
-        "drift_difference": done[cells[0]]["drift"] - done[cells[1]]["drift"],
+        "rates": len(rates),
+        "n": difference.n,
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "p": difference.p,
+        "drift_difference": ours["drift"] - theirs["drift"],
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -45,11 +45,11 @@ class CompareSettings(BaseModel):
     """Makers of the data sets, all on the same prompts."""
     objectives: tuple[str, ...] = Field(default=("apo_zero", "apo_down", "dpo", "kto", "sft"), min_length=1)
     """Names, or weighted sums such as `apo_zero=1,sft=1`."""
-    learning_rates: tuple[float, ...] = Field(default=(5e-4, 1.5e-4), min_length=1)
+    learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(5e-4, 1.5e-4), min_length=1)
     """Tried for every set and objective: the same budget for each."""
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0, 1, 2), min_length=1)
     """Further ones are run for the first set's row and the first objective's column, at their best learning rate."""
-    retain_weights: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    retain_weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = Field(default=(0.0,), min_length=1)
     """Values of `retain.weight`; further ones are run on the first set, at the best learning rate."""
     pairs: int | None = Field(default=None, ge=1)
     """Use only this many pairs of each set, the first ones."""
@@ -63,9 +63,8 @@ class CompareSettings(BaseModel):
     @field_validator("objectives")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            parse_objective(name)
-        return names
+        # one spelling each: a sum written in two ways would be two cells in one folder
+        return tuple(dict.fromkeys(map(_spelled, names)))
 
 
 class Cell(NamedTuple):
@@ -83,6 +82,13 @@ class Cell(NamedTuple):
         held = f"-retain{self.weight:g}" if self.weight else ""
         objective = re.sub(r"[^\w.]+", "_", self.objective)
         return f"{self.maker}-{objective}-lr{self.learning_rate:g}{held}-seed{self.seed}"
+
+
+def _spelled(objective: str) -> str:
+    weights = parse_objective(objective)
+    if list(weights.values()) == [1.0]:
+        return next(iter(weights))
+    return ",".join(f"{name}={weight:g}" for name, weight in sorted(weights.items()))
 
 
 Results = Mapping[Cell, Mapping[str, Any]]

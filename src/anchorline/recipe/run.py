@@ -14,6 +14,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,9 @@ def recipe_file(folder: Path, manifest: Manifest, maker: Maker | None) -> Path:
     return folder / SETS / str(maker) / "recipe.yaml" if beside else folder / "recipe.yaml"
 
 
-def match_sets(folder: Path) -> dict[str, int]:
+def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]:
     """Write sets/MAKER/matched.jsonl: of the sets that are there, the pairs whose prompts all of them have."""
-    files = {maker: folder / SETS / maker / "pairs.jsonl" for maker in MAKERS}
+    files = {maker: folder / SETS / maker / "pairs.jsonl" for maker in makers}
     sets = {
         maker: [pair_from_row(row) for _, row in read_appended(file).rows]
         for maker, file in files.items()

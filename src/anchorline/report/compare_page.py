@@ -85,9 +85,10 @@ def compare_text(table: Mapping[str, Any]) -> str:
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
     for one in table["contrasts"]:
+        span = "no spread" if one["low"] is None else f"{100 * one['low']:+.0f} to {100 * one['high']:+.0f}"
         lines.append(
-            f"{one['one']} minus {one['other']}: {100 * one['difference']:+.0f} ({100 * one['low']:+.0f} to "
-            f"{100 * one['high']:+.0f}), McNemar p {one['p']:.3g}, n {one['n']}, drift {one['drift_difference']:+.3f}"
+            f"{one['one']} minus {one['other']}: {100 * one['difference']:+.0f} ({span}), McNemar p {one['p']:.3g}, "
+            f"n {one['n']}, best of {one['rates']}, drift {one['drift_difference']:+.3f}"
         )
     return "\n".join(lines) + "\n"
 
