@@ -69,6 +69,7 @@ def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     assert (row["share"], row["rates"], row["seeds"]) == (1.0, 2, 1)
     assert row["mean_over_rates"] == pytest.approx((1 + 1 / 6) / 2)
     assert row["at_drift"] == [None, None, 1.0, 1.0, 1.0]
+    assert row["within"] == [0, 0, 3, 3, 3], "both rates and the further seed"
     assert [(r["objective"], r["weight"]) for r in table["retain"]] == [
         ("apo_zero", 0.0), ("dpo", 0.0), ("apo_zero", 2.0), ("dpo", 2.0)
     ]  # fmt: skip

@@ -73,9 +73,12 @@ def compare(
             done[cell] = result
             table = _write(folder, recipe, grid, sets, before, done, todo=len(todo) - 1)
     if stopped or not done:  # with the cells that an earlier call has finished behind the one that was to begin
-        for cell in planned(grid, done):
-            found = None if cell in done else finished(cell, context, sets[cell.maker], folder / "cells" / cell.name)
-            done |= {cell: found} if found else {}
+        while found := {
+            cell: result
+            for cell in planned(grid, done)
+            if cell not in done and (result := finished(cell, context, sets[cell.maker], folder / "cells" / cell.name))
+        }:  # again and again: finished learning rates tell of further cells
+            done |= found
         missing = sum(cell not in done for cell in planned(grid, done))
         table = _write(folder, recipe, grid, sets, before, done, todo=missing)
     return table  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -60,6 +60,9 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
         "seeds": len(again),
         "words": result["words"],
         "beside": result["beside"],
+        "drift_low": result["drift_low"],
+        "drift_high": result["drift_high"],
+        "within": [sum(r["drift"] <= most for r in own) for most in BUDGETS],
         "at_drift": [max((r["share"] for r in own if r["drift"] <= most), default=None) for most in BUDGETS],
         "curves": result["curves"],
     }

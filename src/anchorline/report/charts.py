@@ -20,6 +20,7 @@ from anchorline.report.diff import visible
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 352, 10, 164
+HALF_CHARACTER = 3.3  # of an axis label: half the width of a digit
 MAX_POINTS = 200  # more than a chart of this width can show
 Colour = Literal["chosen", "rejected", "neutral"]
 
@@ -283,7 +284,9 @@ def _y_axis(values: Sequence[float], scale: _Scale, *, percent: bool = False) ->
 
 def _x_axis(values: Sequence[float], scale: _Scale) -> Iterator[str]:
     for value in values:
-        yield f'<text class="x" x="{scale(value):.1f}" y="{BOTTOM + 16}">{tick_text(value)}</text>'
+        text = tick_text(value)
+        x = min(scale(value), WIDTH - HALF_CHARACTER * len(text))  # else a long last one is cut off
+        yield f'<text class="x" x="{x:.1f}" y="{BOTTOM + 16}">{text}</text>'
 
 
 def _svg(

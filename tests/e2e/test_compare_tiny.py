@@ -1,0 +1,140 @@
+"""A small grid with the real engines on the tiny model: what is run, what is kept, what is run again, and its files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anchorline.data import read_json
+from anchorline.errors import RecipeError
+from anchorline.recipe import compare as module
+from anchorline.recipe import load_recipe
+from anchorline.recipe.compare import compare
+from tiny_chat import save_tiny_chat, write_recipe
+
+pytestmark = pytest.mark.e2e
+
+VOICE = {"system": "please help", "max_new_tokens": 8, "samples": 2}
+GRID = {
+    "sets": ["clair", "stronger"],
+    "objectives": ["apo_zero", "dpo"],
+    "learning_rates": [0.01, 0.001],
+    "seeds": [0, 1],
+    "pairs": 2,
+    "stronger": VOICE,
+    "tone": ["<b>please"],
+}
+TRAIN = {"learning_rate": 0.01, "pairs_per_step": 1, "epochs": 2, "lora": {"rank": 2}, "dtype": "float32"}
+FIRST = [f"{s}-{o}-lr0.01-seed0" for s in ("clair", "stronger") for o in ("apo_zero", "dpo")]
+SECOND = [name.replace("0.01", "0.001") for name in FIRST]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole grid in `out`, its recipe in `r`."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("compare")
+    write_recipe(folder / "r", str(save_tiny_chat(folder / "model")), train=TRAIN, compare=GRID)
+    compare(load_recipe(folder / "r/recipe.yaml"), folder / "out")
+    return folder
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the cells that are trained from here on."""
+    names: list[str] = []
+    real = module.run_cell
+
+    def counted(cell: Any, *rest: Any) -> dict[str, Any]:
+        names.append(cell.name)
+        return real(cell, *rest)
+
+    monkeypatch.setattr(module, "run_cell", counted)
+    return names
+
+
+def again(place: Path, *changes: str, **how: Any) -> dict[str, Any]:
+    return compare(load_recipe(place / "r/recipe.yaml", list(changes)), place / "out", **how)
+
+
+def files(place: Path) -> dict[str, int]:
+    return {f.parent.name: f.stat().st_mtime_ns for f in (place / "out/cells").glob("*/cell.json")}
+
+
+def test_every_cell_is_there_in_order_and_further_seeds_take_the_best_rate(place: Path) -> None:
+    table = read_json(place / "out/compare.json")
+    assert set(table) == {"name", "todo", "before", "sets", "rows", "contrasts", "retain", "cells", "budgets"}
+    names = [f"{c['maker']}-{c['objective']}-lr{c['learning_rate']:g}-seed{c['seed']}" for c in table["cells"]]
+    assert names[:8] == [*FIRST, *SECOND] and table["todo"] == 0
+    best = {(row["maker"], row["objective"]): row["learning_rate"] for row in table["rows"]}
+    assert names[8:] == [f"{s}-{o}-lr{best[s, o]:g}-seed1" for s, o in [*best][:3]]
+    assert {row["n"] for row in table["rows"]} == {3} and table["before"]["n"] == 3
+    assert all(cell["drift"] > 0 for cell in table["cells"])
+    assert {name: row["pairs"] for name, row in zip(("clair", "stronger"), table["sets"], strict=True)} == {
+        "clair": 2,
+        "stronger": 2,
+    }
+    drifts = {name: cell["drift"] for name, cell in zip(names, table["cells"], strict=True)}
+    assert drifts["clair-dpo-lr0.01-seed0"] > drifts["clair-dpo-lr0.001-seed0"], "the rate reaches the training"
+    assert len(set(drifts.values())) == len(drifts), "set, objective, rate and seed each make another training"
+
+
+def test_the_page_holds_names_and_words_escaped(place: Path) -> None:
+    page = (place / "out/compare.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;please" in page and "<b>" not in page and "<script" not in page
+
+
+def test_a_finished_grid_is_not_run_again(place: Path, trained: list[str]) -> None:
+    before = read_json(place / "out/compare.json")
+    assert again(place)["cells"] == before["cells"] and trained == []
+
+
+def test_changed_training_settings_run_the_cells_anew_and_the_tables_rows_alone_do_not(
+    place: Path, trained: list[str]
+) -> None:
+    shutil.copytree(place / "out", place / "kept")
+    again(place, "compare.objectives=[apo_zero]", "train.save_steps=3")
+    assert trained == []
+    again(place, "train.beta=0.3", "compare.sets=[clair]", "compare.objectives=[dpo]", "compare.seeds=[0]")
+    assert trained == ["clair-dpo-lr0.01-seed0", "clair-dpo-lr0.001-seed0"]
+    shutil.rmtree(place / "out")
+    (place / "kept").rename(place / "out")
+
+
+def test_only_the_cell_without_a_result_is_run_and_comes_out_the_same(place: Path, trained: list[str]) -> None:
+    cell = place / "out/cells" / FIRST[1]
+    first = read_json(cell / "cell.json")
+    others = {name: time for name, time in files(place).items() if name != cell.name}
+    (cell / "cell.json").unlink()  # killed after the training, before the result was there
+    again(place)
+    assert trained == [cell.name] and read_json(cell / "cell.json") == first
+    assert others.items() <= files(place).items()
+
+
+def test_no_cell_begins_that_would_not_end_in_time(place: Path, trained: list[str]) -> None:
+    for name in (FIRST[1], FIRST[2], SECOND[0]):
+        (place / "out/cells" / name / "cell.json").unlink()
+    table = again(place, max_minutes=0)
+    assert trained == [FIRST[1]], "a first one always begins"
+    assert table["todo"] == 2 and len(table["cells"]) >= 6, "what was finished behind it is in the table"
+    assert "2 to go" in (place / "out/compare.txt").read_text(encoding="utf-8")
+    assert again(place)["todo"] == 0 and trained[1:] == [FIRST[2], SECOND[0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("compare.stronger=null", "compare.stronger"),
+        ("compare.sets=[clair,off_policy]", "compare.others"),
+        ("compare.retain_weights=[0,1]", "retain.prompts"),
+        ("style=null", "needs `model`, `style` and `prompts`"),
+    ],
+)
+def test_what_is_lacking_is_said_before_anything_is_run(tmp_path: Path, place: Path, change: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        compare(load_recipe(place / "r/recipe.yaml", [change]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
