@@ -13,6 +13,7 @@ from anchorline.data import read_json
 from anchorline.errors import RecipeError
 from anchorline.recipe import compare as module
 from anchorline.recipe import load_recipe
+from anchorline.recipe.cells import claimed
 from anchorline.recipe.compare import compare
 from tiny_chat import save_tiny_chat, write_recipe
 
@@ -125,12 +126,22 @@ def test_no_cell_begins_that_would_not_end_in_time(place: Path, trained: list[st
     assert again(place)["todo"] == 0 and trained[1:] == [FIRST[2], SECOND[0]]
 
 
+def test_a_cell_that_another_process_is_at_is_left_to_it(place: Path, trained: list[str]) -> None:
+    for name in (FIRST[0], FIRST[3]):
+        (place / "out/cells" / name / "cell.json").unlink()
+    with claimed(place / "out/cells" / FIRST[0]) as ours:
+        assert ours and again(place, max_minutes=0)["todo"] == 1
+        assert trained == [FIRST[3]], "the next one is taken"
+    assert again(place)["todo"] == 0 and trained == [FIRST[3], FIRST[0]]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ("compare.stronger=null", "compare.stronger"),
         ("compare.sets=[clair,off_policy]", "compare.others"),
         ("compare.retain_weights=[0,1]", "retain.prompts"),
+        ("prompts.general=null", "prompts.general"),
         ("style=null", "needs `model`, `style` and `prompts`"),
     ],
 )

@@ -3,6 +3,7 @@
     cells/NAME/key       what the cell depends on; another key empties the folder
     cells/NAME/train/    as in a run folder; a killed training continues
     cells/NAME/cell.json the result; the trained weights are not kept
+    cells/NAME.lock      held by the process that is at the cell
 
 >>> run_cell(cell, run, pairs, folder)["share"]  # doctest: +SKIP
 0.75
@@ -10,11 +11,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,19 @@ from anchorline.types import Answer, Pair
 
 RESULT = "cell.json"
 CURVES = ("step", "chosen_reward", "rejected_reward", "retain_kl")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether the cell's folder is this process's own inside; a process that ends lets go of it, however it ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def finished(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -> dict[str, Any] | None:

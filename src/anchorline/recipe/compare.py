@@ -18,14 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anchorline.data import answer_from_row, pair_from_row, pair_to_row, read_jsonl, write_json
+from anchorline.data import answer_from_row, pair_from_row, pair_to_row, read_json, read_jsonl, write_json
 from anchorline.data.candidates import Candidate, Candidates
 from anchorline.errors import DataError, RecipeError
 from anchorline.judge.style_judge import style_judge
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs import by_rounds, off_policy
 from anchorline.progress import SILENT, Progress
-from anchorline.recipe.cells import answered, finished, run_cell
+from anchorline.recipe.cells import RESULT, answered, claimed, finished, run_cell
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.contrasts import tabled
@@ -36,6 +36,9 @@ from anchorline.recipe.stages import SETS, retains
 from anchorline.style import check, without_torn_end
 from anchorline.types import Message, Messages, Pair, Prompt, Provenance
 
+WAIT = 2.0
+"""Seconds after which it is looked again at cells that other processes have."""
+
 
 def compare(
     recipe: Recipe, folder: Path, *, max_minutes: float | None = None, progress: Progress = SILENT
@@ -43,6 +46,7 @@ def compare(
     """Bring the grid up to date, cell by cell; what is finished is not run again. Its table, also in files.
 
     With `max_minutes` no cell begins that the slowest one so far would not let end in time; a first one always begins.
+    Other processes may work at the same grid, one for each device: each takes cells that no other one has.
 
     Raises:
         UserError: the recipe cannot be compared, or what it names cannot be used.
@@ -55,33 +59,30 @@ def compare(
     context = RunContext(recipe, base, progress=progress)
     before = answered(context.style, context.read("evals/before.jsonl", answer_from_row), grid.tone)
     done: dict[Cell, Mapping[str, Any]] = {}
-    slowest, stopped = 0.0, False
-    with open_folder(base):
-        while todo := [cell for cell in planned(grid, done) if cell not in done]:
-            cell = todo[0]
-            place = folder / "cells" / cell.name
-            result = finished(cell, context, sets[cell.maker], place)
-            if result is None:
-                begun = time.monotonic()
-                if max_minutes is not None and slowest and begun - started + slowest > 60 * max_minutes:
-                    stopped = True
-                    break
-                with progress.task(f"cell {cell.name} ({len(todo)} to go)", total=1, unit="cells") as advance:
-                    result = run_cell(cell, context, sets[cell.maker], place)
-                    advance(1)
-                slowest = max(slowest, time.monotonic() - begun)
-            done[cell] = result
-            table = _write(folder, recipe, grid, sets, before, done, todo=len(todo) - 1)
-    if stopped or not done:  # with the cells that an earlier call has finished behind the one that was to begin
-        while found := {
-            cell: result
-            for cell in planned(grid, done)
-            if cell not in done and (result := finished(cell, context, sets[cell.maker], folder / "cells" / cell.name))
-        }:  # again and again: finished learning rates tell of further cells
+    slowest = 0.0
+    while todo := [cell for cell in planned(grid, done) if cell not in done]:
+        places = {cell: folder / "cells" / cell.name for cell in todo}
+        # also those that another process has finished; finished learning rates tell of further cells
+        if found := {c: r for c, p in places.items() if (r := finished(c, context, sets[c.maker], p))}:
             done |= found
-        missing = sum(cell not in done for cell in planned(grid, done))
-        table = _write(folder, recipe, grid, sets, before, done, todo=missing)
-    return table  # pyright: ignore[reportPossiblyUnboundVariable]
+            continue
+        begun = time.monotonic()
+        if max_minutes is not None and slowest and begun - started + slowest > 60 * max_minutes:
+            break
+        for cell, place in places.items():
+            with claimed(place) as ours:
+                if ours and not finished(cell, context, sets[cell.maker], place):
+                    with progress.task(f"cell {cell.name} ({len(todo)} to go)", total=1, unit="cells") as advance:
+                        run_cell(cell, context, sets[cell.maker], place)
+                        advance(1)
+                    slowest = max(slowest, time.monotonic() - begun)
+            if ours:
+                break
+        else:
+            time.sleep(WAIT)
+            continue
+        _write(folder, recipe, grid, sets, before, done | {cell: read_json(place / RESULT)}, todo=len(todo) - 1)
+    return _write(folder, recipe, grid, sets, before, done, todo=len(todo))
 
 
 def _checked(recipe: Recipe) -> CompareSettings:
