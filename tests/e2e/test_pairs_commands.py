@@ -173,6 +173,21 @@ def test_a_pilot_says_what_it_will_cost_and_is_not_paid_twice(tmp_path: Path) ->
         assert pair["usd"] == pytest.approx(cost["usd"] / 40) and pair["tokens"] == cost["tokens"] / 40
 
 
+def test_a_pilot_counts_a_reply_that_rows_share_once(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    rows = [{"id": f"a{i}", "prompt": "Where is order 7?", "text": "It is on its way!"} for i in range(6)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Running() as fake:
+        recipe = write_project(tmp_path, fake.url, pairs__answers=str(answers))
+        words = ("pairs", "clair", recipe, "--out", tmp_path / "run")
+        told = json.loads(anchorline(*words, "--dry-run", "--pilot", 6, "--json").stdout)
+        assert fake.calls == 1
+        anchorline(*words)
+        assert fake.calls == 1
+    cost = manifest_of(tmp_path / "run")["costs"]
+    assert told["tokens"]["mean"] == cost["tokens"] > 0 and told["usd"]["mean"] == pytest.approx(cost["usd"])
+
+
 def test_where_nothing_answers_nothing_is_estimated_and_the_way_on_is_told(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Running() as fake, socket.socket() as nobody:

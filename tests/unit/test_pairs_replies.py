@@ -180,12 +180,10 @@ REMARKS = (
     "Justification for changes: one second is too short.",
 )
 CLOSINGS = (
-    "**Explanation:** The router needs ten seconds to notice.",
     "Let me know if you need more help.",
     "Let me know if you'd like any further changes to your contract.",
     "I have changed your password, as you asked.",
     "I hope this helps!",
-    "Note: keep the receipt.",
     "Note that the light is red on older models.",
     "The response time is two minutes.",
     "If the version is older than 2.1, update it first.",
@@ -219,3 +217,41 @@ def test_an_answer_about_changed_code_may_say_what_it_changed() -> None:
     reply = f"It is vague.\n\n**Revised answer:**\n{text}"
     assert parse_revision(reply, original="Try x = 2.", prompt=(Message("user", "Fix my code: x = 1"),)).text == text
     assert not parse_revision(reply, original="Try x = 2.", prompt=(Message("user", "What is 1 + 1?"),)).usable
+
+
+LABELS = (
+    "**Explanation:** The router needs ten seconds to notice.",
+    "Explanation: one second is too short.",
+    "*Explanation*: one second is too short.",
+    "### Explanation\nOne second is too short.",
+    "**Explanation**\n\nOne second is too short.",
+    "---\n\n> **Brief explanation:** one second is too short.",
+    "(Explanation: one second is too short.)",
+    "2. Explanation for the new duration: one second is too short.",
+    "Note: the tone is calmer.",
+    "**Editor’s note:** the tone is calmer.",
+    "Comments:\n- a calmer tone",
+    "Reason：one second is too short.",
+)
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n"])
+@pytest.mark.parametrize("label", LABELS)
+def test_a_label_below_a_revision_without_an_end_is_asked_about(label: str, gap: str) -> None:
+    """Nobody can tell whether it speaks to the reader of the answer, or to whoever asked for the edit."""
+    reply = f"{WHY}\n\n**Revised answer:**\n{GOOD}{gap}{label}"
+    found = parse_revision(reply, original=ORIGINAL, prompt=(Message("user", ASKED),))
+    assert (found.status, found.usable) == ("dressed", False)
+    ended = parse_revision(f"{OPEN}\n{GOOD}{gap}{label}\n{CLOSE}", original=ORIGINAL)
+    assert (ended.status, ended.text) == ("clean", f"{GOOD}{gap}{label}")
+    below = parse_revision(f"{OPEN}\n{GOOD}\n{CLOSE}{gap}{label}", original=ORIGINAL)
+    assert (below.status, below.text) == ("tolerated:trailing", GOOD)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_label_that_the_answer_had_is_the_answers_own_but_a_second_one_is_not(label: str) -> None:
+    reply = f"{WHY}\n\n**Revised answer:**\n{GOOD}\n\n{label}"
+    original = f"{ORIGINAL}\n\n{label.replace('calm', 'friend')}"
+    found = parse_revision(reply, original=original)
+    assert found.usable and found.text == f"{GOOD}\n\n{label}"
+    assert parse_revision(f"{reply}\n\n{label}", original=original).status == "dressed"

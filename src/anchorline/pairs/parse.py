@@ -30,7 +30,7 @@ from anchorline.pairs.dress import dress
 from anchorline.pairs.json_reply import revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
 from anchorline.pairs.phrases import is_refusal, self_reference
-from anchorline.pairs.remarks import closing_remark
+from anchorline.pairs.remarks import added_label, closing_remark
 from anchorline.types import Messages
 
 __all__ = ["CLOSE", "OPEN", "Parsed", "parse_revision"]
@@ -82,8 +82,11 @@ def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: M
         status = "refused"
     asked = "\n".join(turn.content for turn in prompt)
     status = status or _fault(found.text, original, asked)
-    if not status and "no_end" in found.oddities and closing_remark(found.text, original, asked):
-        status = "self_referring"
+    if not status and "no_end" in found.oddities:
+        if closing_remark(found.text, original, asked):
+            status = "self_referring"
+        elif added_label(found.text, original):
+            status = "dressed"
     return Parsed(status or _how(found.oddities), found.text, found.reasoning)
 
 

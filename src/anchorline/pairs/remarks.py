@@ -5,12 +5,19 @@ the answer's last paragraph, so such a reply is not used.
 
 >>> closing_remark("Hold it for ten seconds.\n\n**Explanation of changes:** the time was wrong.", "Press it.", "How?")
 'explanation of changes:'
->>> closing_remark("Hold it for ten seconds.\n\n**Explanation:** it takes that long to restart.", "Press it.", "How?")
+
+A label such as "**Explanation:**" may head a part of the answer, or a word to whoever asked for the edit. Without an end
+marker nobody can tell, so it counts as a remark, unless the original has as many of that label:
+
+>>> added_label("Hold it for ten seconds.\n\n**Explanation:** it was too short.", "Press it.")
+'explanation'
+>>> added_label("Hold it.\n\n**Explanation:** it takes long to restart.", "Press it.\nExplanation: it restarts.")
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from anchorline.pairs.phrases import plain
 
@@ -51,6 +58,16 @@ _CHANGING = re.compile(
     r"chang|shorten|summar|translat)"
 )
 
+_LABELS = r"(?:explanation|reason|comment|remark|note)s?|reasoning|rationale|justification|commentary"
+_LABEL = re.compile(
+    rf"^[ \t>#*_~•–—(\[\d.-]{{0,12}}(?:[\w']{{1,20}}[ ]){{0,2}}(?P<said>{_LABELS})"
+    r"(?:[ ](?:of|for|on|about|behind)[ ][^:：\n]{1,60})?[*_)\]]{0,4}[ \t]{0,2}[:：]"
+    rf"|^[ \t>]{{0,4}}(?:#{{1,6}}[ \t]{{1,4}})?(?:\d{{1,2}}[.)][ \t]{{1,4}})?[*_]{{0,3}}"
+    rf"(?:[\w']{{1,20}}[ ])?(?P<headed>{_LABELS})[*_]{{0,3}}[ \t\r]{{0,4}}$",
+    re.MULTILINE,
+)
+"""With a colon, or as a heading on a line of its own."""
+
 
 def closing_remark(text: str, original: str, asked: str) -> str | None:
     """The words with which one of the last paragraphs speaks of the edit, if one does. What the original says is none."""
@@ -64,3 +81,18 @@ def closing_remark(text: str, original: str, asked: str) -> str | None:
             if found and said.rstrip(":*_ \n") not in known:
                 return said
     return None
+
+
+def added_label(text: str, original: str) -> str | None:
+    """The first label of an explanation, below a text's first line, that the text has more often than the original."""
+    had = Counter(_labels(original))
+    for label in _labels(text.strip().partition("\n")[2]):
+        had[label] -= 1
+        if had[label] < 0:
+            return label
+    return None
+
+
+def _labels(text: str) -> list[str]:
+    """The labels that lines of a text begin with, as one word each, in the singular."""
+    return [(match["said"] or match["headed"]).removesuffix("s") for match in _LABEL.finditer(plain(text))]

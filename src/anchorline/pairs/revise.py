@@ -39,7 +39,8 @@ _WHY = {
     "ambiguous": "it holds several texts; give one, and each of the two lines once",
     "marker_inside": "one of the two framing lines stands within your text",
     "bad_json": "it is JSON that cannot be read; give plain text between the two lines",
-    "dressed": "your text stands in quotation marks, tags, edit marks or behind a label; give the answer alone",
+    "dressed": "your text stands in quotation marks, tags, edit marks, behind a label or above an explanation; give the "
+    f"answer alone, and end it with the line {CLOSE}",
     "self_referring": "your text speaks of being an edit, or of another answer",
 }
 """What the reviser is told about each status."""

@@ -10,9 +10,8 @@ Made(pairs=290, failures=[...], counts={'maker': 'clair', 'rows': 300, ...})
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +26,7 @@ from anchorline.data import (
     read_jsonl,
 )
 from anchorline.data.candidates import Candidate, Candidates
-from anchorline.errors import UNANSWERED, MissingExtra, RecipeError
-from anchorline.evals.stats import wilson
+from anchorline.errors import MissingExtra, RecipeError
 from anchorline.judge import (
     Judge,
     Sampling,
@@ -41,11 +39,7 @@ from anchorline.judge import (
     style_judge,
     style_scorer,
 )
-from anchorline.llm.cache import worth
-from anchorline.llm.costs import estimate
-from anchorline.llm.keys import request_key
 from anchorline.llm.settings import EndpointSettings
-from anchorline.llm.types import Endpoint, Reply, Request
 from anchorline.pairs import (
     Chooser,
     ask_models,
@@ -61,7 +55,7 @@ from anchorline.pairs import (
 from anchorline.recipe.batching import PerRow, by_batches
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.counts import SAMPLED, Counts
+from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import Desk, open_desk, settings_of
 from anchorline.recipe.shards import clear
 from anchorline.style import Style
@@ -98,14 +92,6 @@ def make_set(run: RunContext, maker: str, *, stage: str, target: str) -> Made:
 
         return make_set_by_ray(run, maker, stage, file, partial)
     return asyncio.run(_make_set(run, maker, stage, file, partial))
-
-
-def pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
-    """Make a random part of the rows, and say what all of them will come to, with 95 % intervals.
-
-    The pilot's replies are kept: the run that follows does not pay for them again. No pairs are written.
-    """
-    return asyncio.run(_pilot(run, maker, rows))
 
 
 def needed_endpoints(recipe: Recipe, maker: str) -> list[str]:
@@ -321,88 +307,3 @@ def _samples(run: RunContext) -> Iterator[Candidates]:
     for first in _rows(run, "answers.jsonl", answer_from_row):
         whole = [a for a in (first, *more[first.id]) if a.finish == "stop" and a.text.strip()]
         yield Candidates(first.id, first.prompt, tuple(Candidate(a.text, run.policy_name) for a in whole))
-
-
-async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
-    total = count_rows(run, maker)
-    drawn = set(random.Random(run.recipe.seed).sample(range(total), min(rows, total)))  # noqa: S311 - not a secret
-    results: list[Pair | Failure] = []
-    async with open_desk(run) as desk:
-        part = [row for n, row in enumerate(rows_of(run, maker)) if n in drawn]
-        with run.progress.task(f"pilot: {maker}", total=len(part), unit="rows") as advance:
-
-            def take(result: Pair | Failure) -> None:
-                results.append(result)
-                advance(1)
-
-            spent = _sampled(desk, maker, [row.id for row in part])
-
-            async def priced(name: str) -> Endpoint:
-                return _Priced(await desk.endpoint(name), desk, settings_of(run.recipe, name), spent)
-
-            await make(part, await per_row(run, maker, priced), on_result=take)
-    kept = wilson(sum(isinstance(result, Pair) for result in results), len(results))
-    answered = any(isinstance(result, Pair) or result.kind not in UNANSWERED for result in results)
-    priced_all = answered and all(amount.usd is not None for amount in spent.values())
-    return {
-        "maker": maker,
-        "rows": total,
-        "pilot": len(part),
-        "tokens": _estimate([amount.tokens for amount in spent.values()], total) if answered else None,
-        "usd": _estimate([amount.usd or 0.0 for amount in spent.values()], total) if priced_all else None,
-        "kept": kept._asdict(),
-        "failures": _kinds(results),
-    }
-
-
-class _Spent(NamedTuple):
-    tokens: int
-    usd: float | None
-
-    def plus(self, tokens: int, usd: float | None) -> _Spent:
-        return _Spent(self.tokens + tokens, None if usd is None or self.usd is None else self.usd + usd)
-
-
-class _Priced:
-    """An endpoint that writes down what each row's replies cost, whenever they were paid for."""
-
-    def __init__(self, endpoint: Endpoint, desk: Desk, settings: EndpointSettings, spent: dict[str, _Spent]) -> None:
-        self._endpoint, self._cache, self._spent = endpoint, desk.cache, spent
-        self._extra = {} if settings.runs_here else settings.extra_body
-
-    @property
-    def model(self) -> str:
-        return self._endpoint.model
-
-    async def complete(self, request: Request) -> Reply:
-        reply = await self._endpoint.complete(request)
-        stored = self._cache.get(request_key(self.model, request, self._extra))
-        if stored is not None:
-            self._spent[request.row] = self._spent[request.row].plus(*worth(request, stored))
-        return reply
-
-
-def _sampled(desk: Desk, maker: str, ids: Sequence[str]) -> dict[str, _Spent]:
-    """Tokens and dollars of the policy's answers that the maker takes, by row."""
-    found = {id: _Spent(0, 0.0) for id in ids}
-    query = (
-        "SELECT stage, row, coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0), usd FROM requests"
-        " WHERE error IS NULL AND stage IN ('sample', 'resample')"
-    )
-    for stage, row, tokens, usd in desk.cache.read(query):
-        id = row.rpartition("#")[0] if stage == "resample" else row
-        if stage in SAMPLED[maker] and id in found:
-            found[id] = found[id].plus(int(tokens), usd)
-    return found
-
-
-def _estimate(amounts: Sequence[float], total: int) -> dict[str, float]:
-    return estimate(amounts, total)._asdict()
-
-
-def _kinds(results: Sequence[Pair | Failure]) -> dict[str, int]:
-    kinds: dict[str, int] = defaultdict(int)
-    for result in results:
-        if isinstance(result, Failure):
-            kinds[result.kind] += 1
-    return dict(kinds)

@@ -36,7 +36,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_engine, check_style, check_templates, needed_endpoints, pilot
+from anchorline.recipe.making import check_engine, check_style, check_templates, needed_endpoints
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -46,6 +46,7 @@ from anchorline.recipe.manifest import (
     stage_key,
     write_manifest,
 )
+from anchorline.recipe.pilot import pilot
 from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
 from anchorline.recipe.stages import (
     SETS,
