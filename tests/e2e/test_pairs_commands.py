@@ -196,10 +196,13 @@ def test_where_nothing_answers_nothing_is_estimated_and_the_way_on_is_told(tmp_p
         recipe = write_project(tmp_path, fake.url, rows=3, llm__reviser__base_url=wrong, llm__reviser__attempts=1)
         told = anchorline("pairs", "clair", recipe, "--out", out, "--dry-run", "--pilot", 2).stdout
         assert "nothing can be estimated" in told and "tokens," not in told and "usd," not in told
+        assert "2 connection (one of them: " in told and wrong in told and "--retry-failed" in told
         assert "--retry-failed" in anchorline("pairs", "clair", recipe, "--out", out, code=2).stderr
         right = ("--set", f"llm.reviser.base_url={fake.url}")
         assert "--retry-failed" in anchorline("pairs", "clair", recipe, "--out", out, *right, code=2).stderr
-        anchorline("pairs", "clair", recipe, "--out", out, *right, "--retry-failed")
+        words = ("pairs", "clair", recipe, "--out", out, *right, "--retry-failed")
+        assert "100% became pairs" in anchorline(*words, "--dry-run", "--pilot", 2).stdout
+        anchorline(*words)
     assert len(rows_of(out / "sets/clair/pairs.jsonl")) == 3
 
 
@@ -208,13 +211,34 @@ def test_an_unknown_price_stays_unknown(tmp_path: Path) -> None:
     with Running() as fake:
         recipe = write_project(tmp_path, fake.url, llm__reviser__prices=None)
         told = anchorline("pairs", "clair", recipe, "--out", out, "--dry-run", "--pilot", 4).stdout
-        assert "usd: unknown; give the price" in told
+        assert "usd: unknown; give the price, such as --set llm.reviser.prices=" in told
         result = anchorline("pairs", "clair", recipe, "--out", out, "--max-usd", "1", code=2)
         assert "the price of 'reviser' is not known" in result.stderr
         assert "price unknown" in anchorline("pairs", "clair", recipe, "--out", out).stdout
     costs = manifest_of(out)["costs"]
     assert costs["usd"] is None and costs["stages"]["sample"]["usd"] > 0
     assert costs["kept_pair"]["pairs:clair"]["usd"] is None
+
+
+def test_a_price_that_comes_late_is_that_of_the_replies_before_it_too(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    price = '--set=llm.reviser.prices={"input": 1.0, "output": 2.0}'
+    with Running() as fake:
+        recipe = write_project(tmp_path, fake.url, llm__reviser__prices=None)
+        words = ("pairs", "clair", recipe, "--out", out)
+        told = anchorline(*words, "--dry-run", "--pilot", 4).stdout
+        assert "give the price, such as --set llm.reviser.prices=" in told and "llm.policy" not in told
+        told = json.loads(anchorline(*words, price, "--dry-run", "--pilot", 4, "--json").stdout)
+        assert told["usd"]["mean"] > 0 and told["unpriced"] == [] and len(fake.asked("reviser")) == 4
+        spent = told["usd"]["mean"] / 2  # of 8 rows, 4 are paid for
+        stopped = anchorline(*words, price, "--max-usd", spent, code=1)
+        assert "the run's budget is used up" in stopped.stderr and len(fake.asked("reviser")) == 4
+        anchorline(*words, price)
+        other = tmp_path / "other"
+        anchorline("pairs", "clair", recipe, "--out", other, price)
+    late, known = (manifest_of(folder)["costs"] for folder in (out, other))
+    shares = [costs["kept_pair"]["pairs:clair"]["usd"] for costs in (late, known)]
+    assert late["usd"] == pytest.approx(known["usd"]) and 0 < shares[0] == pytest.approx(shares[1])
 
 
 def test_a_budget_stops_cleanly_and_counts_over_resumes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchorline.cli.options import Json, Set, is_recipe, recipe_and_folder, refuse_overrides, run_stage, settings
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_unanswered, progress
 
 if TYPE_CHECKING:
     from anchorline.pairs.settings import Maker
@@ -143,7 +143,9 @@ def pairs(
         raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
     given = settings(overrides, **named)
     if dry_run:
-        raise typer.Exit(exit_code(lambda: _dry_run(source, given, out, maker, pilot, as_json=as_json)))
+        raise typer.Exit(
+            exit_code(lambda: _dry_run(source, given, out, maker, pilot, retry_failed=retry_failed, as_json=as_json))
+        )
     run_stage(
         source,
         given,
@@ -169,25 +171,37 @@ def _maker_and_source(words: list[str]) -> tuple[Maker | None, str]:
     return maker, words[1]
 
 
-def _dry_run(source: str, given: list[str], out: Path | None, maker: Maker | None, rows: int, *, as_json: bool) -> None:
-    from anchorline.recipe import try_out
+def _dry_run(
+    source: str,
+    given: list[str],
+    out: Path | None,
+    maker: Maker | None,
+    rows: int,
+    *,
+    retry_failed: bool,
+    as_json: bool,
+) -> None:
+    from anchorline.recipe import Calls, try_out
 
     recipe, folder = recipe_and_folder(source, given, out, data_setting="pairs.answers")
     with progress() as shown:
-        found = try_out(recipe, folder, maker=maker, rows=rows, progress=shown)
+        calls = Calls(retry_failed=retry_failed)
+        found = try_out(recipe, folder, maker=maker, rows=rows, calls=calls, progress=shown)
     if as_json:
         print(json.dumps(found))
         return
     kept = found["kept"]
     print(f"pilot: {found['pilot']} of {found['rows']} rows by {found['maker']}; {kept['share']:.0%} became pairs")
     for kind, count in found["failures"].items():
-        print(f"  not a pair: {count} {kind}")
+        print(f"  not a pair: {count} {kind} (one of them: {found['reasons'][kind]})")
+    print_unanswered(found["failures"])
     if found["tokens"] is None:
         print("nothing can be estimated: the models answered none of the pilot's requests")
         return
     for what, mark in (("tokens", ",.0f"), ("usd", ",.4f")):
         if found[what] is None:
-            print(f"{what}: unknown; give the price: --set llm.NAME.prices='{{input: 0.15, output: 0.6}}'")
+            names = " ".join(f"--set llm.{name}.prices='{{input: 0.15, output: 0.6}}'" for name in found["unpriced"])
+            print(f"{what}: unknown; give the price{f', such as {names}' if names else ''}")
         else:
             mean, low, high = (format(found[what][key], mark) for key in ("mean", "low", "high"))
             print(f"{what}, all {found['rows']} rows: {mean} (95 % interval {low} to {high})")

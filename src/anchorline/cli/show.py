@@ -110,6 +110,8 @@ def print_set(summary: Mapping[str, Any], maker: str, folder: str, *, as_json: b
     stage = f"pairs:{maker}"
     made = summary["makers"][stage]
     print(f"set {maker}: {made['pairs']} pairs of {made['rows']} rows, in {folder}/sets/{maker}/pairs.jsonl")
+    if summary["unusable"]:
+        print(f"  cannot be used: {summary['unusable']} rows of what was given; see failures.jsonl")
     _print_made(made, summary["costs"], stage)
     others = {name: count for name, count in summary["sets"].items() if name != "matched"}
     if "matched" in summary["sets"]:
@@ -122,11 +124,7 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
     if made["failures"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["failures"].items())
         print(f"  not a pair: {kinds}; see failures.jsonl")
-    unanswered = sum(count for kind, count in made["failures"].items() if kind in UNANSWERED)
-    if unanswered:
-        print(
-            f"  no answer of the endpoint: {unanswered} rows; the same command with --retry-failed asks for them again"
-        )
+    print_unanswered(made["failures"])
     if made.get("asked_again"):
         print(f"  asked again: {made['asked_again']} rows")
     if "judge" in made:
@@ -140,6 +138,15 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
         print(f"  replies: {used['calls']}, {used['tokens']:,} tokens, {_usd(used['usd'])}{each}")
 
 
+def print_unanswered(failures: Mapping[str, int]) -> None:
+    """How to go on where an endpoint did not answer, if that was so."""
+    unanswered = sum(count for kind, count in failures.items() if kind in UNANSWERED)
+    if unanswered:
+        print(
+            f"  no answer of the endpoint: {unanswered} rows; the same command with --retry-failed asks for them again"
+        )
+
+
 def _usd(amount: float | None) -> str:
     return "price unknown" if amount is None else f"{amount:.4f} USD"
 
@@ -150,7 +157,8 @@ def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> 
         print(json.dumps(summary, ensure_ascii=False))
         return
     style, drift, preference = summary["style"], summary["drift"], summary["preference"]
-    print(f"{summary['name']}: {summary['pairs']} pairs, {summary['failures']} rows left out")
+    what = "answers" if summary["answers"] and not summary["pairs"] else "pairs"
+    print(f"{summary['name']}: {summary[what]} {what}, {summary['failures']} rows left out")
     for stage, made in summary.get("makers", {}).items():
         if stage == "pairs":
             _print_made(made, summary["costs"], stage)

@@ -60,7 +60,7 @@ def candidates_from_row(row: Mapping[str, Any], *, score: Score = "overall_score
     read = _completions if field == "completions" else _generations
     answers = tuple(answer for answer in read(row, score) if answer.text.strip())
     if len(answers) < 2:
-        raise DataError(f"holds {len(answers)} answers that are not blank, expected at least two", field=field)
+        raise DataError(f"answers that are not blank: {len(answers)}, expected at least two", field=field)
     return Candidates(prompt.id, prompt.messages, answers)
 
 

@@ -198,7 +198,7 @@ def _no_prompt(field: str) -> Messages:
 def _required(row: Mapping[str, Any], field: str, *, instead: str | None = None) -> Any:
     value = row.get(field)
     if value is None:
-        names = ", ".join(map(str, row)) or "none"
+        names = ", ".join(str(name) for name, found in row.items() if found is not None) or "none"
         other = f" (or {instead!r})" if instead else ""
         raise DataError(f"is missing or null; expected a column {field!r}{other}, got {names}", field=field)
     return value

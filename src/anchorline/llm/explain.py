@@ -93,7 +93,9 @@ class _Fields(NamedTuple):
 
 def _explain_key(execute: Any, path: str | Path, key: str) -> Explanation:
     if not KEY.fullmatch(key):
-        raise DataError(f"{key!r} is no key of a request: 8 to 64 hex digits were expected", file=path)
+        raise DataError(
+            f"{key!r} is no file that is there, and no key of a request: 8 to 64 hex digits were expected", file=path
+        )
     rows = execute("SELECT * FROM requests WHERE key >= ? AND key < ? || 'g' LIMIT 2", (key, key)).fetchall()
     if len(rows) > 1:
         raise DataError(f"several keys begin with {key}; give more of its digits", file=path)

@@ -1,4 +1,4 @@
-"""A request cache's contents counted, and old rows thrown away.
+"""A request cache's contents counted, old rows thrown away, and prices that were learnt late put in.
 
 >>> stats("requests.sqlite").rows  # doctest: +SKIP
 812
@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchorline.errors import DataError
+from anchorline.llm.cache import RequestCache
+from anchorline.llm.settings import Prices
 from anchorline.llm.store import connect, readable
 
 
@@ -95,3 +99,29 @@ def prune(
         if deleted:
             db.execute("VACUUM")
         return deleted
+
+
+async def price_later(cache: RequestCache, run: str, prices: Mapping[str, Prices]) -> None:
+    """Price what a run paid while the prices (by model) were not known: so a pilot tells them, and budgets count it all.
+
+    Replies of a batch cannot be told from others; they are priced as if they had been asked for one by one.
+    """
+    query = "SELECT DISTINCT model FROM payments WHERE run = ? AND usd IS NULL"
+    unpriced = [model for (model,) in cache.read(query, (run,)) if model in prices]
+
+    def work(db: sqlite3.Connection) -> None:
+        for model in unpriced:
+            price = prices[model]
+            db.execute(
+                "UPDATE payments SET usd = (prompt_tokens * ? + completion_tokens * ?) / 1e6"
+                " WHERE run = ? AND model = ? AND usd IS NULL",
+                (price.input, price.output, run, model),
+            )
+            db.execute(
+                "UPDATE requests SET usd = payments.usd FROM payments WHERE payments.key = requests.key"
+                " AND payments.at = requests.at AND payments.run = ? AND payments.model = ? AND requests.usd IS NULL",
+                (run, model),
+            )
+
+    if unpriced:
+        await cache.on_disk(work)

@@ -20,8 +20,9 @@ from anchorline.llm.budget import Budget
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.costs import Ledger, known_sum
 from anchorline.llm.prices import find_price
-from anchorline.llm.settings import EndpointSettings
+from anchorline.llm.settings import EndpointSettings, Prices
 from anchorline.llm.types import Endpoint
+from anchorline.llm.upkeep import price_later
 
 if TYPE_CHECKING:
     from anchorline.recipe.config import Recipe
@@ -62,6 +63,7 @@ class Desk:
 async def open_desk(run: RunContext) -> AsyncIterator[Desk]:
     """The desk of a run, closed at the end."""
     with RequestCache(cache_file(run.recipe, run.folder)) as cache:
+        await price_later(cache, run.id, known_prices(run.recipe))
         budget = Budget(run.recipe.llm.budget, spent=cache.spent(run.id))
         async with AsyncExitStack() as stack:
             yield Desk(run, cache, budget, stack)
@@ -93,6 +95,16 @@ def settings_of(recipe: Recipe, name: str) -> EndpointSettings:
             f"the setting `llm.{group}` is lacking; name a model there, such as --set llm.{group}.model=gpt-4o-mini"
         )
     return one
+
+
+def known_prices(recipe: Recipe) -> dict[str, Prices]:
+    """Prices by model; a model that is asked at several endpoints is there only if it costs the same at all of them."""
+    llm = recipe.llm
+    found: defaultdict[str, set[Prices | None]] = defaultdict(set)
+    for settings in (llm.policy, llm.reviser, llm.judge, llm.stronger, *llm.others):
+        if settings is not None:
+            found[settings.model].add(find_price(settings))
+    return {model: price for model, prices in found.items() for price in prices if price and len(prices) == 1}
 
 
 def check_endpoints(recipe: Recipe, names: list[str]) -> None:

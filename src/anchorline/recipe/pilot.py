@@ -20,13 +20,14 @@ from anchorline.evals.stats import wilson
 from anchorline.llm.cache import worth
 from anchorline.llm.costs import estimate
 from anchorline.llm.keys import request_key
+from anchorline.llm.prices import find_price
 from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import Endpoint, Reply, Request
 from anchorline.pairs import make
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import SAMPLED
 from anchorline.recipe.desk import Desk, open_desk, settings_of
-from anchorline.recipe.making import count_rows, per_row, rows_of
+from anchorline.recipe.making import count_rows, needed_endpoints, per_row, rows_of
 from anchorline.types import Failure, Pair
 
 
@@ -64,7 +65,15 @@ async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
         "usd": _estimate([amount.usd or 0.0 for amount in spent.values()], total) if priced_all else None,
         "kept": kept._asdict(),
         "failures": _kinds(results),
+        "reasons": {r.kind: r.reason for r in reversed(results) if isinstance(r, Failure)},
+        "unpriced": [name for name in _asked(run, maker) if find_price(settings_of(run.recipe, name)) is None],
     }
+
+
+def _asked(run: RunContext, maker: str) -> list[str]:
+    """The endpoints whose replies a maker's set costs, the policy among them where it is one."""
+    sampled = SAMPLED[maker] and run.recipe.llm.policy is not None and run.recipe.pairs.answers is None
+    return ["policy"] * bool(sampled) + needed_endpoints(run.recipe, maker)
 
 
 class _Spent(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ SHARDS_A_WORKER = 4
 """Shards that a worker makes at the same time: as one ends, the others keep its calls going."""
 WAVES = 2
 """At least so many times that number of shards, where there are rows enough: a fast worker takes more than a slow one."""
+PATIENCE = 10.0
+"""Seconds that a cluster's address has to be reached in."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -178,9 +181,10 @@ def _cluster() -> Iterator[Any]:
         raise MissingExtra("--engine ray", "ray") from error
     hush()
     try:
+        _reach(address)
         with _silent():
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster at {ADDRESS}={address}: {last_line(error)}; see docs/models.md") from error
     try:
         context = ray.data.DataContext.get_current()
@@ -221,3 +225,10 @@ def _room(ray: Any, recipe: Recipe, maker: str) -> int:
 
 def _runs_here(recipe: Recipe, maker: str) -> bool:
     return any(settings_of(recipe, name).runs_here for name in needed_endpoints(recipe, maker))
+
+
+def _reach(address: str) -> None:
+    """Raise an OSError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()

@@ -127,7 +127,13 @@ def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls
 
 
 def try_out(
-    recipe: Recipe, folder: Path, *, maker: Maker | None = None, rows: int = 20, progress: Progress = SILENT
+    recipe: Recipe,
+    folder: Path,
+    *,
+    maker: Maker | None = None,
+    rows: int = 20,
+    calls: Calls = AS_USUAL,
+    progress: Progress = SILENT,
 ) -> Summary:
     """Make pairs of `rows` rows only, and say what all of them will cost and how many will be kept.
 
@@ -138,7 +144,7 @@ def try_out(
     check(RunContext(recipe, folder), stages)
     with open_folder(folder):
         manifest = read_manifest(folder)
-        context = RunContext(recipe, folder, progress=progress, run_id=manifest.id)
+        context = RunContext(recipe, folder, progress=progress, calls=calls, run_id=manifest.id)
         for stage in stages:
             if stage.name != upto:
                 bring_up_to_date(stage, context, manifest)

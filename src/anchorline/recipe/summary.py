@@ -20,6 +20,7 @@ def write_summary(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Write `summary.json` from the other files of the run folder; what was not measured is null."""
     manifest = read_manifest(folder)
     style, drift, preference = (_read(folder / "evals" / f"{name}.json") for name in ("style", "drift", "preference"))
+    failures = read_appended(folder / "failures.jsonl").rows
     summary = {
         "name": recipe.name,
         "style": {
@@ -29,8 +30,10 @@ def write_summary(folder: Path, recipe: Recipe) -> dict[str, Any]:
         },
         "drift": {"kl_per_token": _at(drift, "kl_per_token"), "prompts": _at(drift, "prompts")},
         "preference": {"accuracy": _at(preference, "accuracy"), "n": _at(preference, "n")},
+        "answers": len(read_appended(folder / "answers.jsonl").rows),
         "pairs": len(read_appended(folder / "pairs.jsonl").rows),
-        "failures": len(read_appended(folder / "failures.jsonl").rows),
+        "failures": len(failures),
+        "unusable": sum(failure["kind"] == "malformed" for _, failure in failures),
         "sets": {n.removeprefix("sets/"): count for n, count in manifest.counts.items() if n.startswith("sets/")},
         "makers": manifest.makers,
         "costs": manifest.costs,
