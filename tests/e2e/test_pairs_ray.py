@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from anchorline.data import read_json, write_rows
 pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.e2e
 
+Make = Callable[..., tuple[int, str]]
 SECRET = "sk-the-secret-of-the-ray-test-0123456789"
 ROWS = 40
 AGAIN = 5
@@ -45,6 +47,24 @@ print(cluster.address, cluster.head_node.get_session_dir_path(), flush=True)
 sys.stdin.read()  # until the test closes it
 cluster.shutdown()
 """
+COMMANDS = """
+import json, os, sys
+from anchorline.cli.main import entry
+told = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+for line in sys.stdin:
+    place, words, address = json.loads(line)
+    os.chdir(place)
+    os.environ["RAY_ADDRESS"] = address
+    os.dup2(os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.argv = ["anchorline", *words]
+    try:
+        entry()
+    except SystemExit as end:
+        code = end.code or 0
+    os.write(told, b"%d\\n" % code)
+"""
+"""Commands one after the other in one process: starting Python and Ray takes longer than most of them."""
 ENVIRON = os.environ | {"THE_KEY": SECRET, "DRIVERS_KEY": SECRET, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -63,6 +83,24 @@ def cluster() -> Iterator[tuple[str, Path]]:
     assert process.stdout is not None
     address, session = process.stdout.readline().split()
     yield address, Path(session)
+    process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def make() -> Iterator[Make]:
+    """Runs `anchorline pairs clair recipe.yaml` (or other words, with a maker) in a folder: the exit code, and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMANDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRON
+    )
+    assert process.stdin is not None and process.stdout is not None
+    asks, tells = process.stdin, process.stdout
+
+    def call(place: Path, *words: str, maker: str = "clair", address: str = "") -> tuple[int, str]:
+        asks.write(json.dumps([str(place), ["pairs", maker, "recipe.yaml", *words], address]) + "\n")
+        asks.flush()
+        return int(tells.readline()), (place / "stderr.txt").read_text()
+
+    yield call
     process.communicate(timeout=60)
 
 
@@ -122,13 +160,6 @@ def start(place: Path, *words: str, address: str = "") -> subprocess.Popen[str]:
     )
 
 
-def make(place: Path, *words: str, address: str = "") -> tuple[int, str]:
-    """The exit code and what stood on stderr."""
-    process = start(place, *words, address=address)
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
-
-
 def answered(place: Path) -> Counter[str]:
     log = place / "answered.jsonl"
     return Counter(json.loads(line)["key"] for line in log.read_text().splitlines()) if log.exists() else Counter()
@@ -153,7 +184,7 @@ def holding(word: str, *folders: Path) -> list[Path]:
     return [file for file in files if word.encode() in file.read_bytes()]
 
 
-def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, cluster: tuple[str, Path]) -> None:
+def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, make: Make, cluster: tuple[str, Path]) -> None:
     """Against a server with every kind of fault; then nothing is asked again, by either engine, and no key is anywhere."""
     address, session = cluster
     faults = ["--error", "0.2", "--throttle", "0.1", "--retry-after", "0.05", "--truncate", "0.1", "--malformed", "0.2"]
@@ -181,33 +212,18 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, cluster: t
     assert not holding(SECRET, place, session)
 
 
-def test_other_makers_by_models_that_are_asked_and_judged(tmp_path: Path, cluster: tuple[str, Path]) -> None:
+def test_other_makers_by_models_that_are_asked_and_judged(
+    tmp_path: Path, make: Make, cluster: tuple[str, Path]
+) -> None:
     """Samples, other models' answers and a stronger model's, judged in both orders: what the local engine makes of them."""
     makers = ("on-policy", "off-policy", "stronger")
-    code = "import sys; from anchorline.cli.main import app\n"
-    code += "for maker in sys.argv[1].split(): app(['pairs', maker, *sys.argv[2:]], standalone_mode=False)"
     for name, words in (("local", ()), ("ray", ("--engine", "ray"))):
-        with (
-            Running() as fake
-        ):  # new each time: its policy counts how often it is asked; two sets share their judgements
-            recipe = write_project(tmp_path / name, fake.url, rows=8, pairs__verify="llm", pairs__workers=2)
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    code,
-                    " ".join(makers),
-                    str(recipe),
-                    "--out",
-                    str(tmp_path / name / "out"),
-                    *words,
-                ],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=ENVIRON | {"RAY_ADDRESS": cluster[0]},
-            )
-            assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        # new each time: its policy counts how often it is asked; two sets share their judgements
+        with Running() as fake:
+            write_project(tmp_path / name, fake.url, rows=8, pairs__verify="llm", pairs__workers=2)
+            for maker in makers:
+                done = make(tmp_path / name, "--out", "out", *words, maker=maker, address=cluster[0])
+                assert done == (0, "")
             assert set(fake.server.answered.values()) <= {1, 2} and len(fake.asked("judge")) == 2 * 2 * 8
     local, ray = (tmp_path / name / "out" for name in ("local", "ray"))
     for maker in makers:
@@ -217,21 +233,6 @@ def test_other_makers_by_models_that_are_asked_and_judged(tmp_path: Path, cluste
     for part in ("makers", "costs", "counts"):
         assert read_json(local / "manifest.json")[part] == read_json(ray / "manifest.json")[part]
     assert all(counts["costs"]["usd"] > 0 for counts in read_json(ray / "manifest.json")["makers"].values())
-
-
-def test_a_worker_that_dies_is_replaced_and_nothing_is_asked_twice(place: Path, cluster: tuple[str, Path]) -> None:
-    with serving(place, "--latency", "0.3") as settings:
-        settings += ["--set", "llm.reviser.max_concurrency=6"]
-        process = start(place, *settings, "--out", "out", "--engine", "ray", address=cluster[0])
-        pid = wait_for(process, lambda: len(answered(place)) > 15 and workers(cluster[1]))[0]
-        os.kill(pid, signal.SIGKILL)
-        out, errors = process.communicate(timeout=300)
-        assert (process.returncode, errors) == (0, ""), out
-        twice = [key for key, count in answered(place).items() if count > 1]
-        assert len(twice) <= 6 and len(answered(place)) == KEYS  # at most what was in flight
-        pairs, failures = results(place / "out")
-        assert [json.loads(line)["id"] for line in pairs.splitlines()] == [f"a{i}" for i in range(ROWS)]
-        assert not failures
 
 
 def workers(session: Path) -> list[int]:
@@ -244,18 +245,30 @@ def workers(session: Path) -> list[int]:
     return found
 
 
-def test_a_budget_holds_over_all_workers(place: Path, cluster: tuple[str, Path]) -> None:
+def test_a_budget_holds_over_all_workers_and_one_that_dies_is_replaced(
+    place: Path, make: Make, cluster: tuple[str, Path]
+) -> None:
     limit = 1000
-    with serving(place, "--latency", "0.02") as settings:
-        words = [*settings, "--out", "out", "--engine", "ray"]
+    with serving(place, "--latency", "0.3") as settings:
+        words = [*settings, "--set", "llm.reviser.max_concurrency=6", "--out", "out", "--engine", "ray"]
         code, errors = make(place, *words, "--max-tokens", str(limit), address=cluster[0])
         assert code == 1 and errors.count("\n") == 1 and "the run's budget is used up" in errors
-        costs = spent(place / "out")
-        assert limit - 300 < costs <= limit
+        assert limit - 300 < spent(place / "out") <= limit
         assert not (place / "out" / "sets" / "clair" / "pairs.jsonl").exists()
         before = answered(place)
-        assert make(place, *words, "--max-tokens", "1000000", address=cluster[0]) == (0, "")
-        assert set(answered(place).values()) == {1} and before <= answered(place) and len(answered(place)) == KEYS
+        assert set(before.values()) == {1} and len(before) < KEYS // 2
+
+        process = start(place, *words, "--max-tokens", "1000000", address=cluster[0])
+        pid = wait_for(process, lambda: len(answered(place)) > len(before) + 6 and workers(cluster[1]))[0]
+        os.kill(pid, signal.SIGKILL)
+        out, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, ""), out
+        twice = [key for key, count in answered(place).items() if count > 1]
+        assert len(twice) <= 6 and not set(twice) & set(before)  # at most what was in flight
+        assert before <= answered(place) and len(answered(place)) == KEYS
+        pairs, failures = results(place / "out")
+        assert [json.loads(line)["id"] for line in pairs.splitlines()] == [f"a{i}" for i in range(ROWS)]
+        assert not failures
 
 
 def spent(folder: Path) -> int:
@@ -265,7 +278,7 @@ def spent(folder: Path) -> int:
         return db.execute("SELECT sum(prompt_tokens + completion_tokens) FROM payments").fetchone()[0]
 
 
-def test_a_key_that_the_workers_lack_is_one_line(place: Path, cluster: tuple[str, Path]) -> None:
+def test_a_key_that_the_workers_lack_is_one_line(place: Path, make: Make, cluster: tuple[str, Path]) -> None:
     """Workers read keys from their own environment: the driver's does not travel."""
     with serving(place) as settings:
         words = [*settings, "--set", "llm.reviser.api_key_env=DRIVERS_KEY", "--out", "out", "--engine", "ray"]
@@ -274,7 +287,7 @@ def test_a_key_that_the_workers_lack_is_one_line(place: Path, cluster: tuple[str
     assert not answered(place)
 
 
-def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path, cluster: tuple[str, Path]) -> None:
+def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path, make: Make, cluster: tuple[str, Path]) -> None:
     """Finished shards are not made again, those begun come from the cache, and no process stays behind."""
     # slow enough that rows are left when the cluster has seen that its driver is gone
     with serving(place, "--latency", "0.4") as settings:
@@ -295,7 +308,9 @@ def test_kill_9_in_the_middle_of_a_cluster_of_its_own(place: Path, cluster: tupl
         assert KEYS // 2 < len(before) < KEYS
         kept = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.jsonl")}
 
-        process = start(place, *words, address=cluster[0])  # and another cluster goes on
+        # another cluster goes on, with more calls at once
+        words[words.index("llm.reviser.max_concurrency=2")] = "llm.reviser.max_concurrency=4"
+        process = start(place, *words, address=cluster[0])
         wait_for(process, lambda: len(list(shards.glob("*.jsonl"))) > len(kept))
         assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in shards.glob("*.jsonl")}.items()
         out, errors = process.communicate(timeout=300)
@@ -325,11 +340,19 @@ def test_engine_ray_without_ray_says_what_to_install(place: Path) -> None:
         (["--batch"], "leave out either --batch or --engine ray"),
     ],
 )
-def test_engine_ray_where_it_makes_no_sense(place: Path, words: list[str], says: str) -> None:
+def test_engine_ray_where_it_makes_no_sense(place: Path, make: Make, words: list[str], says: str) -> None:
     code, errors = make(place, "--engine", "ray", "--out", "out", *words)
     assert code == 2 and says in errors and errors.count("\n") == 1 and not (place / "out").exists()
 
 
-def test_a_clients_address_is_refused(place: Path) -> None:
+def test_a_clients_address_is_refused(place: Path, make: Make) -> None:
     code, errors = make(place, "--engine", "ray", "--out", "out", address="ray://10.0.0.1:10001")
     assert code == 2 and "a client's address" in errors and errors.count("\n") == 1
+
+
+def test_an_address_where_nothing_listens_is_one_line_at_once(place: Path, make: Make) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        code, errors = make(place, "--engine", "ray", "--out", "out", address=address)
+    assert code == 2 and f"no Ray cluster at RAY_ADDRESS={address}" in errors and errors.count("\n") == 1

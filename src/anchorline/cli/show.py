@@ -148,7 +148,9 @@ def print_unanswered(failures: Mapping[str, int]) -> None:
 
 
 def _usd(amount: float | None) -> str:
-    return "price unknown" if amount is None else f"{amount:.4f} USD"
+    if amount is None:
+        return "price unknown"
+    return f"{amount:.{6 if 0 < amount < 0.01 else 4}f} USD"
 
 
 def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> None:
