@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,7 @@ def test_the_card_says_how_the_pairs_were_made() -> None:
     assert "| policy | policy-7b | 3 |" in text and "/home/someone" not in text, "a path tells of the machine only"
     assert r"| reviser | reviser\|x | 3 |" in text
     assert "What did not become a pair is not recorded." in text
+    assert "clair: chosen is a minimal revision" in text and "stronger: " not in text, "no maker that made none"
     assert "| word_jaccard | 0.25 |" in text
     assert "Question" not in text and "Good day" not in text, "no prompt or answer"
 
@@ -140,6 +142,7 @@ def test_the_card_of_a_run(tmp_path: Path) -> None:
     assert front["pretty_name"] == "harbour" and front["configs"][0]["data_files"][0]["path"] == "data/train.jsonl"
     failures = [json.loads(line) for line in (run / "failures.jsonl").read_text().splitlines()]
     kinds = {(row["stage"], row["kind"]) for row in failures if row["stage"] not in ("train", "evaluate")}
+    assert re.search(r"Versions: \S+ [^ ,]+, \S+ [^ ,]+", text)
     assert kinds and all(f"| {stage} | {kind} | " in text for stage, kind in kinds)
     assert "made by anchorline 0.1.0" in text and "torch 2.13.0" in text and "Seed: 7" in text
 

@@ -26,6 +26,13 @@ from anchorline.report.files import ReportData, mapping
 from anchorline.types import Pair, Provenance
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+MEANINGS = {
+    "clair": "chosen is a minimal revision of the rejected answer.",
+    "on_policy": "a judge chose between answers of the policy itself.",
+    "off_policy": "a judge chose between answers of other models.",
+    "stronger": "chosen is a stronger model's own answer.",
+}
+"""What each maker's pairs are."""
 _BY_RULES = "rules"
 
 
@@ -58,6 +65,7 @@ def build_data_card(facts: CardFacts) -> str:
             metrics=mapping(facts.measured.get("metrics")),
             rules=mapping(facts.measured.get("rules")),
             manifest=manifest,
+            meanings=MEANINGS.items(),
             dropped=_dropped(facts.run),
             kinds_known=facts.run is not None and facts.run.failures is not None,
         )
