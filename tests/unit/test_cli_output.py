@@ -33,6 +33,8 @@ SUMMARY: dict[str, Any] = {
     "style": {"before": {"all": 0.0}, "after": {"all": 0.95}, "n": 60},
     "drift": {"kl_per_token": 0.0812, "prompts": 100},
     "preference": {"accuracy": 0.98, "n": 50},
+    "answers": 18,
+    "unusable": 0,
     "pairs": 290,
     "sets": {},
     "failures": 10,
@@ -128,6 +130,11 @@ def test_the_summary_leaves_out_what_was_not_measured(capsys: pytest.CaptureFixt
     nothing |= {"drift": {"kl_per_token": None, "prompts": None}, "preference": {"accuracy": None, "n": None}}
     print_summary(SUMMARY | nothing, "runs/tiny", as_json=False)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_run_that_only_sampled_counts_its_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(SUMMARY | {"pairs": 0}, "runs/tiny", as_json=False)
+    assert capsys.readouterr().out.splitlines()[0].startswith("tiny: 18 answers, ")
 
 
 def test_the_summary_for_machines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,7 +157,7 @@ def test_distilabels_generations(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "field", "says"),
     [
-        ({"completions": ULTRAFEEDBACK["completions"][:1]}, "completions", "holds 1 answers"),
+        ({"completions": ULTRAFEEDBACK["completions"][:1]}, "completions", "answers that are not blank: 1, expected"),
         ({"completions": "text"}, "completions", "is a str, expected a list"),
         ({"completions": [{"text": "a"}]}, "completions[0]", "no object with a response"),
         ({"completions": [{"response": 7}]}, "completions[0].response", "is a int, expected text"),
