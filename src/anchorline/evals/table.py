@@ -13,14 +13,10 @@ from typing import Any
 
 from anchorline.errors import UserError
 from anchorline.evals.runner import Evaluation
-from anchorline.evals.tasks import (
-    drift_task,
-    lm_eval_task,
-    mixeval_task,
-    preference_task,
-    style_task,
-    winrate_task,
-)
+from anchorline.evals.tasks_answers import style_task, winrate_task
+from anchorline.evals.tasks_lm_eval import lm_eval_task
+from anchorline.evals.tasks_logprobs import drift_task, preference_task
+from anchorline.evals.tasks_mixeval import mixeval_task
 
 TASKS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "style": style_task,
