@@ -38,9 +38,10 @@ def evaluate(work: Evaluation) -> dict[str, Any]:
     unknown = [name for name in work.settings.tasks if name not in TASKS]
     if unknown:
         raise UserError(f"--tasks: got {unknown[0]!r}, expected some of {', '.join(TASKS)}")
+    given = work.settings.answers and set(work.settings.tasks) == {"winrate"}
     return {
         "model": work.settings.model,
-        "against": work.against,
+        "against": None if given else work.against,  # given answers are named by the task itself
         "seed": work.settings.seed,
         "tasks": {name: TASKS[name](work) for name in dict.fromkeys(work.settings.tasks)},
     }

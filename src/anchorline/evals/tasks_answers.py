@@ -80,6 +80,7 @@ def winrate_task(work: Evaluation) -> Figures:
             make_figure("win rate, length-controlled", controlled["n"], controlled | {"share": controlled["rate"]}),
         ],
         "table": table,
+        "against": work.settings.answers or work.against,
         "unjudged": len(judged.failures),
         "left_out": [*left_out, *(f"{row.id}: {row.reason}" for row in judged.failures)],
     }

@@ -1,0 +1,72 @@
+"""The page of an evaluation: what a reader sees of figures, tests and readings; model text is only text."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+
+from anchorline.evals.figure import make_figure
+from anchorline.evals.winrate import winrate_table
+from anchorline.report.evaluation_page import build_evaluation_page
+from anchorline.types import Verdict
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page needs an interval, not a good one."""
+    monkeypatch.setattr("anchorline.evals.length_control.RESAMPLES", 40)
+
+
+HOSTILE = "<script>alert(1)</script>\u202e{{ 7 * 7 }}"
+
+
+def text_of(page: str) -> str:
+    return " ".join(unescape(re.sub("<[^>]*>", " ", page.split("</style>")[1])).replace("\u00a0", " ").split())
+
+
+def winrate(winners: str) -> dict[str, Any]:
+    verdicts = [Verdict({"a": "a", "b": "b", "t": "tie"}[winner]) for winner in winners]
+    table = winrate_table(verdicts, [("x" * (9 + n % 3), "y" * 10) for n in range(len(verdicts))], seed=0)
+    figure = make_figure("win rate", table["n"], table | {"share": table["win_rate"]})
+    return {"figures": [figure], "table": table, "against": "given.jsonl", "left_out": ["a: unreadable"]}
+
+
+def test_a_difference_in_points_with_its_test() -> None:
+    results = {"model": [1.0] * 9 + [0.0], "against": [0.0] * 9 + [1.0]}
+    part, other = {"share": 0.9, "low": 0.6, "high": 0.98}, {"share": 0.1, "low": 0.02, "high": 0.4}
+    figure = make_figure("calm", 10, part, other, results)
+    moved = make_figure("all: KL", 1, {"share": 0.25, "low": None, "high": None}, unit="nats a token")
+    tasks = {"style": {"figures": [figure]}, "drift": {"figures": [moved]}}
+    text = text_of(build_evaluation_page({"model": "m", "against": "n", "tasks": tasks}))
+    assert "calm 10 90 % 60 % to 98 % 10 % 2 % to 40 % +80.0 points" in text
+    assert text.endswith("all: KL nats a token 1 0.25"), "no interval of one prompt, no columns without the other model"
+    assert "0.0215 McNemar, exact" in text
+
+
+@pytest.mark.parametrize(
+    ("winners", "p", "said"),
+    [
+        ("aaaaaaaaabtt", "0.0215", "At equal lengths better: the interval lies above 50 %."),
+        ("abababababtt", "1", "At equal lengths not settled: the interval holds 50 %."),
+        ("aab", "1", "Length control needs 10 results or more that are not all the same."),
+    ],
+)
+def test_a_win_rate_is_read_against_a_half(winners: str, p: str, said: str) -> None:
+    text = text_of(build_evaluation_page({"model": "m", "tasks": {"winrate": winrate(winners)}}))
+    assert f"That neither is better: p = {p} (sign test" in text and said in text
+    assert "Against given.jsonl : " in text and "1 left out a: unreadable" in text
+
+
+def test_nothing_judged_is_no_p_value() -> None:
+    text = text_of(build_evaluation_page({"model": "m", "tasks": {"winrate": winrate("")}}))
+    assert "p =" not in text and "win rate 0 –" in text
+
+
+def test_names_are_only_text() -> None:
+    task = winrate("ab" * 6) | {"against": HOSTILE, "left_out": [HOSTILE]}
+    task["figures"][0]["name"] = HOSTILE
+    page = build_evaluation_page({"model": HOSTILE, "against": HOSTILE, "tasks": {"winrate": task, HOSTILE: task}})
+    assert "<script" not in page and "\u202e" not in page and "{{ 7 * 7 }}" in page
