@@ -76,9 +76,8 @@ def test_every_default_is_the_codes() -> None:
 
 def test_every_setting_of_an_evaluation_outside_a_run_is_described_with_its_default_and_option() -> None:
     text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
-    rows = [
-        row.strip("|").split(" | ") for row in text.split("| name | default | option | meaning |\n")[1].splitlines()[1:]
-    ]
+    table = text.split("| name | default | option | meaning |\n")[1].splitlines()[1:]
+    rows = [re.split(r" *\| *", line)[1:-1] for line in table]
     tabled = {row[0].strip(" `"): row[1].strip(" `") for row in rows}
     fields = {name: field for name, field in EvaluationSettings.model_fields.items() if name != "eval"}
     assert set(tabled) == set(fields) and all(row[3].strip() for row in rows)
