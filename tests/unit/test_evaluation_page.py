@@ -38,12 +38,31 @@ def test_a_difference_in_points_with_its_test() -> None:
     results = {"model": [1.0] * 9 + [0.0], "against": [0.0] * 9 + [1.0]}
     part, other = {"share": 0.9, "low": 0.6, "high": 0.98}, {"share": 0.1, "low": 0.02, "high": 0.4}
     figure = make_figure("calm", 10, part, other, results)
-    moved = make_figure("all: KL", 1, {"share": 0.25, "low": None, "high": None}, unit="nats a token")
-    tasks = {"style": {"figures": [figure]}, "drift": {"figures": [moved]}}
+    alone = make_figure("loss", 4, {"share": 0.25}, unit="nats")
+    tasks = {"style": {"figures": [figure]}, "preference": {"figures": [alone]}}
     text = text_of(build_evaluation_page({"model": "m", "against": "n", "tasks": tasks}))
     assert "calm 10 90 % 60 % to 98 % 10 % 2 % to 40 % +80.0 points" in text
-    assert text.endswith("all: KL nats a token 1 0.25"), "no interval of one prompt, no columns without the other model"
+    assert text.endswith("n Model loss nats 4 0.25"), "no columns where the other model has no figure"
     assert "0.0215 McNemar, exact" in text
+
+
+def test_drift_stands_by_group() -> None:
+    def part(n: int, kl: float) -> dict[str, Any]:
+        span = {"low": kl - 0.01, "high": kl + 0.01} if n > 1 else {"low": None, "high": None}
+        return {"prompts": n, "kl_per_token": kl, "logprob_change_per_token": -kl, **span}
+
+    groups = {"items": part(6, 0.05), HOSTILE: part(1, 0.5)}
+    for shown in (groups, {"items": groups["items"]}):
+        table = part(7, 0.11) | {"groups": shown}
+        page = build_evaluation_page({"model": "m", "tasks": {"drift": {"figures": [], "table": table}}})
+        text = text_of(page)
+        assert "all prompts 7 0.110 0.100 to 0.120 −0.110" in text and "<script" not in page
+        assert ("items 6 0.050 0.040 to 0.060 −0.050 " in text) is (len(shown) > 1), "one group is all prompts"
+    assert " 1 0.500 −0.500" in text_of(
+        build_evaluation_page(
+            {"model": "m", "tasks": {"drift": {"figures": [], "table": part(7, 0.11) | {"groups": groups}}}}
+        )
+    )
 
 
 @pytest.mark.parametrize(

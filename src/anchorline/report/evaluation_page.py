@@ -24,7 +24,7 @@ TITLES = {
     ),
     "drift": (
         "Drift",
-        "Along the other model's own answers. 0: it has not moved. A log-prob change below 0: they became less likely.",
+        "Along the other model's own answers, in nats. 0: nothing moved. A log-probability below 0: they became less likely.",
     ),
     "winrate": ("Win rate", "Whose answers are better, each prompt's two judged in both orders. A tie is half a win."),
     "mixeval_hard": ("MixEval-Hard", "Mean scores of the benchmark's questions."),
