@@ -67,9 +67,8 @@ def _fit(won: Any, delta: Any, strength: float, scale: float | None = None) -> t
     columns = _columns(delta, scale)
     model = _regression(strength)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # where length parts wins from losses wholly it stops on a flat slope: near enough
+        # where length parts wins from losses wholly, it stops on a flat slope: near enough
+        warnings.simplefilter("ignore")
         model.fit(
             np.concatenate([columns, columns]),
             np.concatenate([np.ones(len(won)), np.zeros(len(won))]),
