@@ -57,7 +57,7 @@ def test_drift_stands_by_group() -> None:
         page = build_evaluation_page({"model": "m", "tasks": {"drift": {"figures": [], "table": table}}})
         text = text_of(page)
         assert "all prompts 7 0.110 0.100 to 0.120 −0.110" in text and "<script" not in page
-        assert ("items 6 0.050 0.040 to 0.060 −0.050 " in text) is (len(shown) > 1), "one group is all prompts"
+        assert ("items 6 0.050 0.040 to 0.060 −0.050" in text) is (len(shown) > 1), "one group is all prompts"
     assert " 1 0.500 −0.500" in text_of(
         build_evaluation_page(
             {"model": "m", "tasks": {"drift": {"figures": [], "table": part(7, 0.11) | {"groups": groups}}}}
