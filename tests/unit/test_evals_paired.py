@@ -91,7 +91,7 @@ def test_the_p_value_of_a_win_rate_is_the_sign_tests() -> None:
     points = [1.0] * 14 + [0.0] * 4 + [0.5] * 30
     found = winrate_table(verdicts, [("a", "b")] * 48, seed=0)["p"]
     assert found == pytest.approx(2 * sum(math.comb(18, k) for k in range(5)) / 2**18)
-    assert found == pytest.approx(theirs(points, mu0=0.5)[1])
+    assert found == pytest.approx(theirs(np.asarray(points) - 0.5)[1])
 
 
 def test_the_penalty_does_not_narrow_the_interval_of_a_length_controlled_rate() -> None:

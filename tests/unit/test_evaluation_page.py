@@ -20,6 +20,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anchorline.evals.length_control.RESAMPLES", 40)
 
 
+WINNERS = {"a": Verdict("a"), "b": Verdict("b"), "t": Verdict("tie")}
 HOSTILE = "<script>alert(1)</script>\u202e{{ 7 * 7 }}"
 
 
@@ -28,7 +29,7 @@ def text_of(page: str) -> str:
 
 
 def winrate(winners: str) -> dict[str, Any]:
-    verdicts = [Verdict({"a": "a", "b": "b", "t": "tie"}[winner]) for winner in winners]
+    verdicts = [WINNERS[winner] for winner in winners]
     table = winrate_table(verdicts, [("x" * (9 + n % 3), "y" * 10) for n in range(len(verdicts))], seed=0)
     figure = make_figure("win rate", table["n"], table | {"share": table["win_rate"]})
     return {"figures": [figure], "table": table, "against": "given.jsonl", "left_out": ["a: unreadable"]}
