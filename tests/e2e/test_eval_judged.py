@@ -1,10 +1,16 @@
-"""`anchorline eval` with a judge over real HTTP: a judge that always says "first", and what is asked twice."""
+"""`anchorline eval` with a judge over real HTTP: a judge that always says "first", what is asked twice, and kill -9."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +26,10 @@ pytestmark = pytest.mark.e2e
 class Serving:
     """The fake server in a thread of its own, as the command has the main thread's loop."""
 
+    def __init__(self, before: Callable[[Body], None] = lambda body: None) -> None:
+        self.before = before
+        """Called with each request before it is answered."""
+
     def __enter__(self) -> Serving:
         self.ready, self.stop = threading.Event(), asyncio.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self.run()))
@@ -34,6 +44,7 @@ class Serving:
             await self.stop.wait()
 
     def reply(self, body: Body) -> str:
+        self.before(body)
         text = body["messages"][-1]["content"]
         return "[[0.5]]" if "[[0.5]]" in text else "[[B]]" if "[[A]]" in text else "VERDICT: A"
 
@@ -66,3 +77,70 @@ def test_a_judge_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(tasks["winrate"]["left_out"]) == 1, "the prompt without a given answer"
     values = {figure["name"]: figure["value"] for figure in tasks["mixeval_hard"]["figures"]}
     assert (values["free-form"], values["multiple choice"], values["overall"]) == (0.5, 1.0, 0.75)
+
+
+def command(folder: Path, *words: object) -> subprocess.Popen[str]:
+    """`anchorline eval` as a user starts it."""
+    words = ("--model", folder / "model", "--prompts", folder / "p.jsonl", "--out", folder / "out", "--json", *words)
+    return subprocess.Popen(
+        [sys.executable, "-m", "anchorline", "eval", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "LOCAL_KEY": "none"},
+    )
+
+
+def tasks_of(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)["tasks"]
+
+
+def test_killed_while_a_model_answers(tmp_path: Path) -> None:
+    save_tiny_chat(tmp_path / "model")
+    (tmp_path / "s.yaml").write_text("name: s\nrules:\n  - {kind: ends_with, name: kept, text: was kept}\n")
+    write_rows(tmp_path / "p.jsonl", [{"id": str(n), "prompt": "where is my tent " * n} for n in range(1, 41)])
+    words = ["--tasks", "style", "--style", tmp_path / "s.yaml"]
+    words += ["--set", "eval.batch_size=1", "--set", "eval.max_new_tokens=60"]
+    process, end = command(tmp_path, *words), time.monotonic() + 60
+    partial: list[Path] = []
+    while not partial or partial[0].read_bytes().count(b"\n") < 3:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        partial = list((tmp_path / "out" / "answers").glob("*.partial"))
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    lines = partial[0].read_bytes().splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    assert 3 <= len(whole) < 40 and not (tmp_path / "out" / "evaluation.json").exists()
+    # what is there is marked: an answer that is asked again would lose the mark
+    partial[0].write_text("".join(json.dumps(row | {"text": "this was kept"}) + "\n" for row in whole) + '{"id": "torn')
+    figure = tasks_of(command(tmp_path, *words))["style"]["figures"][0]
+    assert (figure["n"], figure["value"]) == (40, pytest.approx(len(whole) / 40))
+
+
+def test_killed_while_a_judge_is_asked(tmp_path: Path) -> None:
+    save_tiny_chat(tmp_path / "model")
+    prompts = [f"where is my {word}" for word in ("tent", "boat", "lamp", "rope")]
+    write_rows(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in prompts])
+    given = write_rows(tmp_path / "a.jsonl", [{"prompt": prompt, "text": "gone"} for prompt in prompts])
+    asked: list[str] = []
+
+    def before(body: Body) -> None:
+        asked.append(json.dumps(body["messages"]))
+        if len(asked) == 4:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    with Serving(before) as serving:
+        words = ["--tasks", "winrate", "--answers", given, "--judge", "fake", "--judge-url", serving.server.url]
+        words += ["--set", "judge.api_key_env=LOCAL_KEY", "--set", "judge.max_concurrency=1"]
+        words += ["--set", "eval.max_new_tokens=6"]
+        process = command(tmp_path, *words)
+        assert process.wait(60) == -signal.SIGKILL and len(asked) == 4
+        process.communicate()
+        table = tasks_of(command(tmp_path, *words))["winrate"]["table"]
+    assert (table["n"], table["flips"]) == (4, 4)
+    times = sorted(asked.count(one) for one in set(asked))
+    assert times == [1] * 7 + [2], "of both orders of four pairs only the one without an answer is asked again"

@@ -71,10 +71,30 @@ def test_the_summary(finished: tuple[Path, subprocess.CompletedProcess[str]]) ->
     assert 0 <= summary["preference"]["accuracy"] <= 1
     assert summary["pairs"] + summary["failures"] >= 12 and summary["pairs"] > 0
     assert sum(summary["objective"].values()) > 0
-    retain = ["retain"] if (out / "retain-answers.jsonl").is_file() else []
+    retain = ["retain"] if holds(out) else []
     stages = ["prompts", "sample", "baseline", "pairs", "measure", *retain, "train", "evaluate", "report"]
     assert list(summary["seconds"]) == stages and all(second >= 0 for second in summary["seconds"].values())
     assert 0.1 < summary["peak_rss_gib"] < 6
+
+
+def holds(out: Path) -> bool:
+    """Whether the recipe asks for answers that are held in place."""
+    asked = yaml.safe_load((out / "recipe.yaml").read_text())["retain"]
+    return bool(asked) and asked["weight"] > 0
+
+
+def test_retained_answers_are_the_references_and_are_trained_on(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, _ = finished
+    steps = [row for _, row in read_jsonl(out / "train" / "metrics.jsonl")]
+    held = [row["retain_kl"] for row in steps if "retain_kl" in row]
+    if not holds(out):
+        assert held == [] and not (out / "retain-answers.jsonl").exists()
+        return
+    assert len(list(read_jsonl(out / "retain-answers.jsonl"))) == GENERAL
+    assert len(held) == len(steps) > 1 and held[0] == pytest.approx(0, abs=1e-4)
+    assert held[-1] > 1e-4, "the policy moves where it is held, too; else nothing was measured"
 
 
 def test_every_file_of_a_run_folder(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -57,6 +57,21 @@ def test_mixeval_by_rules(embedded: str, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def contrary(model: str, folder: Path) -> Path:
+    """The same model with its head's sign turned: what was likely is unlikely."""
+    import torch
+
+    from anchorline.llm.models import load
+
+    loaded = load(model, dtype="float32")
+    head = torch.nn.Parameter(-loaded.model.lm_head.weight.detach().clone())
+    loaded.model.config.tie_word_embeddings = False
+    loaded.model.lm_head.weight = head
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.filterwarnings("ignore")  # the harness's own, and its many dependencies'
 def test_a_local_task_of_the_harness(embedded: str, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'anchorline[lm-eval]'")
@@ -69,8 +84,19 @@ def test_a_local_task_of_the_harness(embedded: str, tmp_path: Path) -> None:
         "    higher_is_better: true\n"
     )
     words = ["--model", embedded, "--tasks", "lm_eval", "--lm-task", "cities_of_ours", "--lm-include", tmp_path]
-    (figure,) = evaluate(*words, "--out", tmp_path / "out")["lm_eval"]["figures"]
+    words += ["--out", tmp_path / "out"]
+    # a model against which the first says the same of two and another thing of one
+    (figure,) = evaluate(*words, "--against", contrary(embedded, tmp_path / "other"))["lm_eval"]["figures"]
     assert (figure["name"], figure["n"]) == ("cities_of_ours: acc", 3)
     assert figure["value"] == pytest.approx(2 / 3) and figure["low"] < 2 / 3 < figure["high"]
+    assert figure["against"]["value"] == pytest.approx(1 / 3), "it takes the banana each time"
+    difference = figure["difference"]
+    assert (difference["n"], difference["mean"]) == (3, pytest.approx(1 / 3))
+    assert (difference["test"], difference["p"]) == ("McNemar, exact", 1.0), "two for us, one for the other"
+    samples = [json.loads(line) for line in (tmp_path / "out" / "lm_eval-model.jsonl").read_text().splitlines()]
+    assert [(row["task"], row["doc"]["a"], row["acc"]) for row in samples] == [
+        ("cities_of_ours", 0, 1.0), ("cities_of_ours", 0, 1.0), ("cities_of_ours", 1, 0.0),
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "lm_eval-against.jsonl").is_file()
     done = CliRunner().invoke(app, ["eval", *map(str, words), "--lm-task", "no_such_task"])
     assert done.exit_code == 2 and "no_such_task" in done.output

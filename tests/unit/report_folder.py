@@ -197,6 +197,18 @@ def build_run_folder(folder: Path, *, steps: int = 72, held_out: int = 60, pairs
             "low": 0.0702,
             "high": 0.0951,
             "logprob_change_per_token": -0.061,
+            "groups": {
+                "letters": {
+                    "prompts": 60,
+                    "kl_per_token": 0.1203,
+                    "low": 0.101,
+                    "high": 0.142,
+                    "logprob_change_per_token": -0.085,
+                    "change_low": -0.11,
+                    "change_high": -0.06,
+                },
+                "sums": {"prompts": 1, "kl_per_token": 0.0205, "low": None, "high": None},
+            },
             "most": [
                 {
                     "id": f"g{index}",

@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
 from anchorline.cli.main import app
+from anchorline.evals.settings import EvaluationSettings
 from anchorline.llm.settings import EndpointSettings
 from anchorline.measure import measure_pair, summarise
 from anchorline.objectives import DESCRIPTIONS
@@ -71,6 +72,21 @@ def test_every_default_is_the_codes() -> None:
     for name, default in settings():
         if name in tabled and not isinstance(default, BaseModel):
             assert yaml.safe_load(tabled[name]) == (list(default) if isinstance(default, tuple) else default), name
+
+
+def test_every_setting_of_an_evaluation_outside_a_run_is_described_with_its_default_and_option() -> None:
+    text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    table = text.split("| name | default | option | meaning |\n")[1].splitlines()[1:]
+    rows = [re.split(r" *\| *", line)[1:-1] for line in table]
+    tabled = {row[0].strip(" `"): row[1].strip(" `") for row in rows}
+    fields = {name: field for name, field in EvaluationSettings.model_fields.items() if name != "eval"}
+    assert set(tabled) == set(fields) and all(row[3].strip() for row in rows)
+    command: Any = typer.main.get_command(app)
+    known = {name for option in command.commands["eval"].params for name in option.opts}
+    assert {word for row in rows for word in re.findall(r"`(--[\w-]+)`", row[2])} <= known
+    for name, field in fields.items():
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        assert field.is_required() or yaml.safe_load(tabled[name]) == default, name
 
 
 def test_every_objective_is_described() -> None:

@@ -113,6 +113,13 @@ def test_kl_is_of_the_policy_from_the_reference_not_the_other_way(loaded: Loaded
     )
 
 
+def test_one_prompt_has_no_interval(loaded: Loaded) -> None:
+    table = drift(subject(loaded, flat(loaded.model)), ANSWERS, seed=0, groups={"a": "x", "b": "y"})
+    assert table["low"] is not None and table["groups"]["x"]["kl_per_token"] > 0
+    names = ("low", "high", "change_low", "change_high")
+    assert [table["groups"]["x"][name] for name in names] == [None] * 4
+
+
 def test_only_the_most_drifted_prompts_are_kept(loaded: Loaded) -> None:
     words = ["hat", "map", "key", "bag", "cup", "lamp", "tent", "rope"]
     many = [Answer(w, (Message("user", f"the {w}"),), "Boats sail.", "stop") for w in words]

@@ -138,7 +138,7 @@ def test_the_page_escapes_says_n_and_counts_what_went_by_lot() -> None:
     page = build_evaluation_page({"model": "m", "against": "base", "tasks": {"mixeval_hard": task}})
     assert "&lt;b&gt;x" in page and "<b>x" not in page and "<script" not in page
     for text in (
-        "<td>37</td>",
+        '<td class="n">37</td>',
         "4 of 37 (model)",
         f"{percent(0.25)} to {percent(0.75)}",
         percent(0.125),

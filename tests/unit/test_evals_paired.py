@@ -81,6 +81,24 @@ def test_a_win_rate_counts_a_tie_as_half() -> None:
     verdicts = [Verdict("a"), Verdict("a"), Verdict("b"), Verdict("tie")]
     table = winrate_table(verdicts, [("a", "b")] * 4, seed=0)
     assert table["win_rate"] == 2.5 / 4 and table["low"] <= 0.625 <= table["high"]
+    assert table["p"] == 1.0, "two wins and a loss: 2 · (3 + 1) / 2^3, no more than 1"
+
+
+def test_the_p_value_of_a_win_rate_is_the_sign_tests() -> None:
+    verdicts = [Verdict("a")] * 14 + [Verdict("b")] * 4 + [Verdict("tie")] * 30
+    from statsmodels.stats.descriptivestats import sign_test as theirs
+
+    points = [1.0] * 14 + [0.0] * 4 + [0.5] * 30
+    found = winrate_table(verdicts, [("a", "b")] * 48, seed=0)["p"]
+    assert found == pytest.approx(2 * sum(math.comb(18, k) for k in range(5)) / 2**18)
+    assert found == pytest.approx(theirs(np.asarray(points) - 0.5)[1])
+
+
+def test_the_penalty_does_not_narrow_the_interval_of_a_length_controlled_rate() -> None:
+    # so few and even results get a penalty that puts the rate at 50 %: the interval must not follow
+    found = length_controlled([1.0, 0.0, 1.0, 0.0, 0.0, 1.0] * 5, [float(n % 7) for n in range(30)], seed=0)
+    assert found.rate == 0.5 and found.low is not None and found.high is not None
+    assert found.low < 0.4 and found.high > 0.6
 
 
 def test_length_control_takes_away_what_length_alone_won() -> None:
@@ -109,6 +127,14 @@ def test_length_control_is_statsmodels_logit_where_the_penalty_is_nothing(monkey
         theta, phi = sm.GLM(wins, columns, family=sm.families.Binomial()).fit().params
     assert found.rate == pytest.approx(1 / (1 + math.exp(-theta)), abs=2e-3)
     assert found.length_effect == pytest.approx(phi, abs=1e-2)
+
+
+def test_draws_of_wins_alone_are_fitted_quietly(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorline.evals.length_control.RESAMPLES", 60)
+    found = length_controlled([1.0] * 10 + [0.0], [10.0 * n for n in range(11)], seed=0)
+    assert found.high is not None and found.high <= 1 and capfd.readouterr() == ("", "")
 
 
 def test_too_few_results_are_not_fitted() -> None:

@@ -88,7 +88,14 @@ def test_training_pairs_drops_and_settings_are_there(page: Page) -> None:
         "pairs": ["290 pairs from 300 answers", "Word overlap", "Length ratio", "286 98.6 %"],
         "dropped": ["10 rows", "pairs unchanged 6", "pairs emptied 3", "train too_long 1", "has 1,103 tokens"],
         "preference": ["58 pairs", "7.90", "−4.50", "1.7 %"],
-        "drift": ["12,840 tokens", "1.08 times", "Write a short apology", "0.310"],
+        "drift": [
+            "12,840 tokens",
+            "1.08 times",
+            "Write a short apology",
+            "0.310",
+            "letters 60 0.120 0.101 to 0.142 −0.085 −0.110 to −0.060",
+            "sums 1 0.021 –",
+        ],
         "length": ["61.4", "47.8"],
         "settings": ["peft", "0.21.1", "learning_rate: 0.0003", "Seed 7", "bfloat16", "3.21 GiB"],
     }.items():
@@ -170,7 +177,8 @@ def hostile() -> ReportData:
         style={"n": 2, "rules": [HOSTILE], "before": side, "after": side},
         samples=[{"id": HOSTILE, "prompt": prompt, "before": HOSTILE, "after": HOSTILE * 20, "before_kept": kept,
                   "after_kept": kept}],
-        drift={"prompts": 1, "kl_per_token": 0.1, "most": [{"prompt": prompt, "kl_per_token": 0.1}]},
+        drift={"prompts": 1, "kl_per_token": 0.1, "groups": {HOSTILE: figures, "items": figures},
+               "most": [{"prompt": prompt, "kl_per_token": 0.1}]},
     )  # fmt: skip
 
 

@@ -139,12 +139,8 @@ def _show(table: dict[str, Any], folder: Path) -> None:
         print(f"{name}:")
         for figure in task["figures"]:
             print(f"  {figure['name']}: {_value(figure, figure)}, n = {figure['n']}{_beside(figure)}")
-        if task.get("table", {}).get("flips") is not None:
-            counts = task["table"]
-            rate = "–" if counts["flip_rate"] is None else f"{counts['flip_rate']:.1%}"
-            print(
-                f"  {counts['wins']} wins, {counts['losses']} losses, {counts['ties']} ties; flip rate {rate} of {counts['n']}"
-            )
+        if "flips" in task.get("table", {}):
+            _show_verdicts(task)
         for side, one in task.get("tables", {}).items():
             if "overall" in one:
                 print(
@@ -153,6 +149,22 @@ def _show(table: dict[str, Any], folder: Path) -> None:
         for line in task.get("left_out", []):
             print(f"  left out: {line}")
     print(f"everything is in {folder}")
+
+
+def _show_verdicts(task: dict[str, Any]) -> None:
+    from anchorline.report.figures import reading
+
+    found = task["table"]
+    rate = "–" if found["flip_rate"] is None else f"{found['flip_rate']:.1%}"
+    print(f"  {found['wins']} wins, {found['losses']} losses, {found['ties']} ties; flip rate {rate} of {found['n']}")
+    if found["p"] is not None:
+        print(f"  that neither is better: p = {found['p']:.3g} (sign test, exact, wins against losses)")
+    controlled = found["length_controlled"]
+    if controlled["rate"] is None:
+        print("  length control needs 10 results or more that are not all the same")
+    else:
+        print(f"  at equal lengths {reading(controlled['low'], controlled['high'])}")
+    print(f"  against: {task['against']}")
 
 
 def _value(figure: dict[str, Any], one: dict[str, Any]) -> str:

@@ -79,15 +79,16 @@ def _means(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     lengths = [row["tokens"] for row in rows]
     kl = bootstrap_mean([row["kl_per_token"] for row in rows], seed=seed, weights=lengths)
     change = bootstrap_mean([row["logprob_change_per_token"] for row in rows], seed=seed, weights=lengths)
+    several = len(rows) > 1  # one prompt has no spread, and an interval of no width would look sure
     return {
         "prompts": len(rows),
         "tokens": sum(lengths),
         "kl_per_token": kl.mean,
-        "low": kl.low,
-        "high": kl.high,
+        "low": kl.low if several else None,
+        "high": kl.high if several else None,
         "logprob_change_per_token": change.mean,
-        "change_low": change.low,
-        "change_high": change.high,
+        "change_low": change.low if several else None,
+        "change_high": change.high if several else None,
     }
 
 

@@ -30,10 +30,17 @@ class Difference(NamedTuple):
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Exact two-sided p-value: among the pairs that differ, each side wins half of them by luck (binomial test)."""
-    differ = [(one, other) for one, other in zip(a, b, strict=True) if one != other]
-    if not differ:
-        return 1.0
-    return float(scipy_stats().binomtest(sum(one for one, _ in differ), len(differ)).pvalue)
+    differ = [one for one, other in zip(a, b, strict=True) if one != other]
+    return sign_test(sum(differ), len(differ) - sum(differ))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided p-value: by luck half of the wins and losses are wins.
+
+    >>> sign_test(9, 1)
+    0.021484375
+    """
+    return float(scipy_stats().binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def compare_results(a: Sequence[float], b: Sequence[float], *, seed: int) -> Difference:

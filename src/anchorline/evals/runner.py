@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from anchorline.data import prompt_to_row, read_prompts
+from anchorline.data import prompt_to_row, read_prompts, write_jsonl
 from anchorline.errors import UserError
 from anchorline.evals.answers import answer_all
 from anchorline.evals.settings import EvaluationSettings
@@ -117,6 +117,11 @@ class Evaluation:
             return load_subject(trained, against, dtype=exact_dtype(dtype), packed=False)
         exact = exact_dtype(dtype)
         return Subject(load(model, dtype=exact), load(against, dtype=exact).model, nullcontext, packed=False)
+
+    def keep(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The rows behind a figure, as NAME.jsonl in the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.folder / f"{name}.jsonl", rows)
 
     @asynccontextmanager
     async def judge(self) -> AsyncIterator[Endpoint]:

@@ -13,14 +13,10 @@ from typing import Any
 
 from anchorline.errors import UserError
 from anchorline.evals.runner import Evaluation
-from anchorline.evals.tasks import (
-    drift_task,
-    lm_eval_task,
-    mixeval_task,
-    preference_task,
-    style_task,
-    winrate_task,
-)
+from anchorline.evals.tasks_answers import style_task, winrate_task
+from anchorline.evals.tasks_lm_eval import lm_eval_task
+from anchorline.evals.tasks_logprobs import drift_task, preference_task
+from anchorline.evals.tasks_mixeval import mixeval_task
 
 TASKS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "style": style_task,
@@ -42,9 +38,10 @@ def evaluate(work: Evaluation) -> dict[str, Any]:
     unknown = [name for name in work.settings.tasks if name not in TASKS]
     if unknown:
         raise UserError(f"--tasks: got {unknown[0]!r}, expected some of {', '.join(TASKS)}")
+    given = work.settings.answers and set(work.settings.tasks) == {"winrate"}
     return {
         "model": work.settings.model,
-        "against": work.against,
+        "against": None if given else work.against,  # given answers are named by the task itself
         "seed": work.settings.seed,
         "tasks": {name: TASKS[name](work) for name in dict.fromkeys(work.settings.tasks)},
     }

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from anchorline.errors import EndpointError
 from anchorline.evals.length_control import length_controlled
-from anchorline.evals.paired import spread
+from anchorline.evals.paired import sign_test, spread
 from anchorline.evals.stats import wilson
 from anchorline.judge import Judge, count_verdicts
 from anchorline.progress import SILENT, Progress
@@ -55,7 +55,8 @@ async def judge_answers(
 def winrate_table(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]], *, seed: int) -> dict[str, Any]:
     """Win rate of a with its bootstrap 95 % interval over prompts, the counts, and the length-controlled rate.
 
-    Where all results are the same there is nothing to draw from, and the interval is Wilson's.
+    Where all results are the same there is nothing to draw from, and the interval is Wilson's. `p` is of "neither is
+    better": the exact sign test of wins against losses, in which ties say nothing.
     """
     points = [POINTS[verdict.winner] for verdict in verdicts]
     counts, n = count_verdicts(verdicts), len(verdicts)
@@ -75,6 +76,7 @@ def winrate_table(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]],
         "win_rate": rate,
         "low": low,
         "high": high,
+        "p": sign_test(counts["a"], counts["b"]) if n else None,
         "length_controlled": controlled._asdict(),
         "characters_longer": sum(lengths) / n if n else None,
     }

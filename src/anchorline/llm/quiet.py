@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers and the hub's client print errors only."""
+    """Inside, transformers, accelerate, lm-evaluation-harness and the hub's client print errors only."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as hf_logging
 
@@ -23,15 +23,17 @@ def quiet() -> Iterator[None]:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     disable_progress_bars()
-    root_level = logging.getLogger("accelerate").level
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in ("accelerate", "lm_eval")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         hf_logging.set_verbosity(level)
-        logging.getLogger("accelerate").setLevel(root_level)
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)
         if bars:
             hf_logging.enable_progress_bar()
         if hub_bars:

@@ -74,3 +74,16 @@ def objective_text(weights: Any) -> str:
 def factor(kl: Any) -> str:
     """How many times as probable a token is to the policy as to the reference, on geometric average, at this KL in nats."""
     return number(math.exp(kl), 2) if is_number(kl) and kl < 20 else MISSING
+
+
+def reading(low: Any, high: Any) -> str:
+    r"""What the interval of a win rate says against a half.
+
+    >>> reading(0.41, 0.63)
+    'not settled: the interval holds 50\xa0%'
+    """
+    if not is_number(low) or not is_number(high):
+        return "not settled: there is no interval"
+    if low <= 0.5 <= high:
+        return "not settled: the interval holds 50\u00a0%"
+    return f"{'better' if low > 0.5 else 'worse'}: the interval lies {'above' if low > 0.5 else 'below'} 50\u00a0%"

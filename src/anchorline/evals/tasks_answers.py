@@ -1,0 +1,101 @@
+"""Evaluations of a model's answers to prompts: which rules they keep, and whether they are better than others' answers.
+
+>>> style_task(Evaluation(settings, folder))["figures"][0]  # doctest: +SKIP
+{'name': 'all rules kept', 'n': 60, 'value': 0.95, 'low': 0.86, 'high': 0.98, 'against': {...}, 'difference': {...}}
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from anchorline.data import failure_to_row, read_answers
+from anchorline.errors import DataError
+from anchorline.evals.figure import Figures, make_figure
+from anchorline.evals.runner import Evaluation, Side
+from anchorline.evals.style import share_kept
+from anchorline.evals.winrate import judge_answers, winrate_table
+from anchorline.judge import Judge, Sampling, pairwise_judge, style_judge, verdict_to_row
+from anchorline.style import check
+from anchorline.types import Answer, Prompt
+
+
+def style_task(work: Evaluation) -> Figures:
+    """The share of answers that keep each rule and all rules; against another model with McNemar's test."""
+    style, prompts = work.style, work.asked.prompts
+    sides: list[Side] = ["model", "against"] if work.against else ["model"]
+    answers = {side: work.answers(side, prompts, "prompts") for side in sides}
+    shares = {side: share_kept(style, answers[side]) for side in sides}
+    kept = {side: [check(style, answer.prompt, answer.text) for answer in answers[side]] for side in sides}
+
+    def kept_figure(name: str, rule: str | None) -> Figures:
+        parts = {side: shares[side]["rules"][rule] if rule else shares[side]["all"] for side in sides}
+        results = {side: [float(row[rule] if rule else all(row.values())) for row in kept[side]] for side in sides}
+        return make_figure(name, len(prompts), parts["model"], parts.get("against"), results, work.settings.seed)
+
+    names = [rule.name for rule in style.rules]
+    return {
+        "figures": [kept_figure("all rules kept", None), *(kept_figure(name, name) for name in names)],
+        "words": {side: shares[side]["words"] for side in sides},
+        "cut": {side: shares[side]["cut"] for side in sides},
+        "left_out": work.asked.problems,
+    }
+
+
+def winrate_task(work: Evaluation) -> Figures:
+    """The model's answers against another model's or given ones, by a judge that is asked in both orders."""
+    prompts = work.asked.prompts
+    left_out = list(work.asked.problems)
+    if work.settings.answers:
+        theirs, missing = _given(work.settings.answers, prompts)
+        left_out += missing
+        prompts = [prompt for prompt in prompts if prompt.id in theirs]
+        other = [theirs[prompt.id] for prompt in prompts]
+    else:
+        other = work.answers("against", prompts, "prompts")
+    ours = work.answers("model", prompts, "prompts")
+
+    async def run() -> Any:
+        if work.settings.judge is None:
+            return await judge_answers(style_judge(work.style), ours, other, progress=work.progress)
+        settings, style = work.settings.judge, work.style if work.settings.style else None
+        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
+        async with work.judge() as endpoint:
+            judge: Judge = pairwise_judge(endpoint, style=style, sampling=sampling)
+            return await judge_answers(judge, ours, other, progress=work.progress)
+
+    judged = asyncio.run(run())
+    table = winrate_table(judged.verdicts, [(a.text, b.text) for a, b in judged.answers], seed=work.settings.seed)
+    rows = [
+        {"id": a.id, **verdict_to_row(verdict), "model": a.text, "against": b.text}
+        for verdict, (a, b) in zip(judged.verdicts, judged.answers, strict=True)
+    ]
+    work.keep("winrate", [*rows, *map(failure_to_row, judged.failures)])
+    controlled = table["length_controlled"]
+    return {
+        "figures": [
+            make_figure("win rate", table["n"], table | {"share": table["win_rate"]}),
+            make_figure("win rate, length-controlled", controlled["n"], controlled | {"share": controlled["rate"]}),
+        ],
+        "table": table,
+        "against": work.settings.answers or work.against,
+        "unjudged": len(judged.failures),
+        "left_out": [*left_out, *(f"{row.id}: {row.reason}" for row in judged.failures)],
+    }
+
+
+def _given(source: str, prompts: Sequence[Prompt]) -> tuple[dict[str, Answer], list[str]]:
+    """Given answers by the id of the prompt that they answer, and the prompts without one."""
+    found = read_answers(source)
+    by_prompt = {answer.prompt: answer for answer in found.rows}
+    theirs = {
+        prompt.id: replace(by_prompt[prompt.messages], id=prompt.id)
+        for prompt in prompts
+        if prompt.messages in by_prompt
+    }
+    if not theirs:
+        raise DataError("answers none of the prompts; give answers to the same conversations", file=source)
+    missing = [f"{prompt.id}: {source} has no answer to it" for prompt in prompts if prompt.id not in theirs]
+    return theirs, [*map(str, found.problems), *missing]

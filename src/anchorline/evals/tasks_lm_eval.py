@@ -1,0 +1,55 @@
+"""lm-evaluation-harness as an evaluation: its own metrics of each task, the models' samples, and a paired test over them.
+
+>>> lm_eval_task(Evaluation(settings, folder))["figures"][0]["name"]  # doctest: +SKIP
+'arc_easy: acc'
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anchorline.evals.figure import Figures, make_figure
+from anchorline.evals.lm_harness import HarnessTask, harness
+from anchorline.evals.runner import Evaluation, Side
+
+
+def lm_eval_task(work: Evaluation) -> Figures:
+    """Tasks of lm-evaluation-harness, with its own metrics; a metric that is a mean over documents is compared in pairs."""
+    names = work.settings.lm_tasks or (work.need(None, "--lm-task"),)
+    include = Path(work.settings.lm_include) if work.settings.lm_include else None
+    sides: list[Side] = ["model", "against"] if work.against else ["model"]
+    found = {
+        side: harness(work.loaded(side), names, include=include, limit=work.settings.limit, seed=work.settings.seed)
+        for side in sides
+    }
+    for side in sides:
+        rows = [{"task": name, **row} for name, task in found[side].items() for row in task.samples]
+        work.keep(f"lm_eval-{side}", rows)
+    figures = [
+        _metric_figure(work, {side: found[side][task] for side in sides}, task, name)
+        for task, outcome in found["model"].items()
+        for name in outcome.metrics
+        if name != "n" and "_stderr" not in name
+    ]
+    tables = {side: {name: task.metrics for name, task in found[side].items()} for side in sides}
+    return {"figures": figures, "tables": tables}
+
+
+def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, name: str) -> Figures:
+    parts = {side: _normal(one.metrics, name) for side, one in tasks.items()}
+    both = {side: one.results(name) for side, one in tasks.items()}
+    ours, theirs = both["model"], both.get("against")
+    results = None
+    if ours is not None and theirs is not None:
+        results = {"model": list(ours.values()), "against": [theirs[number] for number in ours]}
+    label, n = f"{task}: {name}", tasks["model"].metrics["n"]
+    return make_figure(label, n, parts["model"], parts.get("against"), results, seed=work.settings.seed, unit="metric")
+
+
+def _normal(metrics: Figures, name: str) -> Figures:
+    """The metric with the harness's own standard error as a normal interval."""
+    metric, _, rest = name.partition(",")
+    error = metrics.get(f"{metric}_stderr" + (f",{rest}" if rest else ""))
+    value = metrics[name]
+    span = {} if error is None else {"low": value - 1.96 * error, "high": value + 1.96 * error}
+    return {"share": value, **span}
