@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from chat import Actor, Running, anchorline
+from chat import Actor, Running, anchorline, rows_of, write_project
+
+from anchorline.recipe import load_recipe, run
 
 
 def advised(folder, fake, *words):
@@ -37,3 +39,15 @@ def test_a_judge_that_always_says_first_settles_nothing(tmp_path):
     for side in ("chosen", "rejected"):
         rate = found[side]
         assert rate["share"] == 0.5 and rate["flips"] == rate["ties"] == rate["n"] > 12
+
+
+def test_a_served_policy_answers_anew_though_the_cache_knows_its_samples(tmp_path):
+    with Running() as fake:
+        file = write_project(tmp_path, fake.url)
+        run(load_recipe(file, ["train.objective=auto"]), tmp_path / "run", upto="advise")
+    sampled, fresh = (
+        {row["id"]: row["text"] for row in rows_of(tmp_path / "run" / name)}
+        for name in ("answers.jsonl", "advise/answers.jsonl")
+    )
+    assert len(fresh) == 8 and {id: text.count("!") for id, text in fresh.items()} == dict.fromkeys(sampled, 3)
+    assert {text.count("!") for text in sampled.values()} == {2}

@@ -53,8 +53,7 @@ def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors have left, for the next ones; whether its C library does so for
-    blocks of every size (glibc).
+    """Let this process keep the memory that tensors have left, for the next ones; whether it does for every size (glibc).
 
     By default large blocks go back to the system and come again page by page, each page a fault: a quarter of a
     training step's time on a virtual machine, where faults are slow. The price is some memory lost between blocks.
