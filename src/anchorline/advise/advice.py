@@ -73,8 +73,14 @@ def _place(chosen: WinRate, rejected: WinRate) -> tuple[Place, bool, str]:
 def _place_by_chosen(chosen: WinRate, rejected: WinRate) -> tuple[Place, bool, str]:
     if chosen.side == "open":
         return _open({"chosen": chosen})
-    place, how = ("between", "worse") if chosen.side == "below" else ("above", "better")
-    reason = f"the policy is {how} than chosen, and rejected is its own answer"
+    if chosen.side == "below":
+        place, reason = "between", "the policy is worse than chosen, and rejected is its own answer"
+    else:
+        place = "above"
+        reason = (
+            "the policy is better than chosen, and rejected is its own answer: then this judge prefers rejected, too, so look "
+            "at the labels"
+        )
     if rejected.side == "below":
         won = f"{rejected.wins + rejected.ties / 2:g} of {rejected.n}"
         reason += (
