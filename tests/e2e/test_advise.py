@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
-from chat import Actor, Running, anchorline
+from chat import Actor, Running, anchorline, rows_of, write_project
+
+from anchorline.recipe import load_recipe, run
 
 
-def advised(folder, fake, *words):
+def advised(folder, fake, *words, own=None):
     rows = [{"prompt": f"Where is order {n}?", "chosen": "Left!!!!!!", "rejected": "Left!!!!!!!!!"} for n in range(20)]
     rows += [{**row, "prompt": row["prompt"] + " Hm?", "details": {"turned": True}} for row in rows]
+    rows = [row | ({"objective": own} if own and n % 4 == 0 else {}) for n, row in enumerate(rows)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["advise", "--policy", "talker", "--policy-url", fake.url, "--judge", "judge", "--base-url", fake.url]
     files = ["--pairs", folder / "pairs.jsonl", "--out", folder / "run", "--json"]
@@ -30,6 +33,14 @@ def test_a_fair_judge_places_it_and_what_was_asked_is_not_asked_again(tmp_path):
         assert fake.calls == calls
 
 
+def test_an_objective_that_a_pair_has_stays(tmp_path):
+    with Running() as fake:
+        found = advised(tmp_path, fake, "--per-pair", tmp_path / "own.jsonl", own="dpo")
+    assert found["per_pair"]["kept"] == 10 and found["per_pair"]["counts"] == {"dpo": 10, "apo_down": 30}
+    written = [row["objective"] for row in rows_of(tmp_path / "own.jsonl")]
+    assert [n for n, name in enumerate(written) if name == "dpo"] == list(range(0, 40, 4))
+
+
 def test_a_judge_that_always_says_first_settles_nothing(tmp_path):
     with Running(Actor(judge="VERDICT: A")) as fake:
         found = advised(tmp_path, fake)
@@ -37,3 +48,15 @@ def test_a_judge_that_always_says_first_settles_nothing(tmp_path):
     for side in ("chosen", "rejected"):
         rate = found[side]
         assert rate["share"] == 0.5 and rate["flips"] == rate["ties"] == rate["n"] > 12
+
+
+def test_a_served_policy_answers_anew_though_the_cache_knows_its_samples(tmp_path):
+    with Running() as fake:
+        file = write_project(tmp_path, fake.url)
+        run(load_recipe(file, ["train.objective=auto"]), tmp_path / "run", upto="advise")
+    sampled, fresh = (
+        {row["id"]: row["text"] for row in rows_of(tmp_path / "run" / name)}
+        for name in ("answers.jsonl", "advise/answers.jsonl")
+    )
+    assert len(fresh) == 8 and {id: text.count("!") for id, text in fresh.items()} == dict.fromkeys(sampled, 3)
+    assert {text.count("!") for text in sampled.values()} == {2}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from dataclasses import replace
 from statistics import NormalDist
 
 import pytest
@@ -20,6 +22,8 @@ from anchorline.advise import (
 )
 from anchorline.advise.flips import STARTS
 from anchorline.advise.rates import judgements_needed, win_rate
+from anchorline.advise.warnings import _length
+from anchorline.cli.advise import _more
 from anchorline.judge import pairwise_judge
 from anchorline.llm.fake import FakeEndpoint
 from anchorline.objectives.gradients import reward_gradients
@@ -66,10 +70,56 @@ def test_where_the_policy_stands(chosen, rejected, place, objective, settled):
     assert ("experimental" in found.reason) == (place == "below")
 
 
-def test_answers_that_are_the_policys_own_need_not_be_beaten():
-    half = met([LOSS] * 20, [WIN, LOSS] * 10)
-    assert advise(half).place == "not settled"
-    assert advise(half, own_rejected=True)[:3] == ("between", "apo_zero", True)
+HALF, LOST, WON = [WIN, LOSS] * 20, [LOSS] * 40, [WIN] * 40
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "place", "objective", "settled"),
+    [
+        (LOST, HALF, "between", "apo_zero", True),
+        (LOST, WON, "between", "apo_zero", True),
+        (LOST, LOST, "between", "apo_zero", True),
+        (WON, HALF, "above", "apo_down", True),
+        (WON, LOST, "above", "apo_down", True),
+        (HALF, HALF, "not settled", "apo_zero", False),
+        (HALF, LOST, "not settled", "apo_zero", False),
+        ([], [], "not settled", "apo_zero", False),
+    ],
+)
+def test_a_set_whose_rejected_is_the_policys_own_is_placed_by_chosen(chosen, rejected, place, objective, settled):
+    for experimental in (False, True):  # never below: it cannot be below itself
+        found = advise(met(chosen, rejected), own_rejected=True, experimental=experimental)
+        assert (found.place, found.objective, found.settled) == (place, objective, settled)
+    odd = rejected is LOST and settled
+    assert ("loses to rejected all the same (0 of 40)" in found.reason) == odd
+    assert ("its own answer" in found.reason) == settled
+    assert ("against rejected" in found.reason) is False
+    assert advise(met(LOST, HALF)).place == advise(met(WON, HALF)).place == "not settled"
+
+
+def test_rejected_answers_that_are_the_policys_own_ask_for_no_judgements():
+    """45 % against chosen wants a number; 50 % against its own answers is what it has to be."""
+    verdicts = met([WIN] * 18 + [LOSS] * 22, HALF)
+    assert advise(verdicts, own_rejected=True).needed == judgements_needed(0.45)
+    assert advise(verdicts).needed is None
+    assert advise(met(HALF, [WIN] * 18 + [LOSS] * 22), own_rejected=True).needed is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "own", "says"),
+    [
+        ([WIN] * 18 + [LOSS] * 22, True, "About 783 judged pairs"),
+        ([WIN] * 18 + [LOSS] * 22, False, "If 50 % is what it is"),  # against rejected it is
+        (HALF, True, "If 50 % is what it is"),
+        ([], True, ""),
+        ([], False, ""),
+        (LOST, True, ""),
+    ],
+)
+def test_what_is_said_of_more_judgements(chosen, own, says):
+    found = advise(met(chosen, HALF[: len(chosen)]), own_rejected=own)
+    more = _more({**found._asdict(), "judged": found.chosen.n})
+    assert more.startswith(says) and bool(more) == bool(says)
 
 
 def test_how_many_judgements_settle_it():
@@ -106,6 +156,11 @@ def test_each_pair_gets_what_its_own_verdicts_ask_for():
     between = advise(met([LOSS] * 20, [WIN] * 20))
     found = [p.objective for p in own_objectives(rows, verdicts, between, experimental=True)]
     assert found == ["apo_zero", "apo_down", "apo_up", "apo_zero", "apo_zero", "apo_zero", "apo_zero"]
+    found = [p.objective for p in own_objectives(rows, verdicts, between, experimental=True, own_rejected=True)]
+    assert found == ["apo_zero", "apo_down", "apo_zero", "apo_zero", "apo_down", "apo_zero", "apo_zero"]
+    given = [replace(p, objective="dpo") if n in (1, 6) else p for n, p in enumerate(rows)]
+    found = [p.objective for p in own_objectives(given, verdicts, between)]
+    assert found == ["apo_zero", "dpo", "apo_zero", "apo_zero", "apo_zero", "apo_zero", "dpo"]
 
 
 def test_verdicts_survive_the_file():
@@ -130,6 +185,18 @@ def test_length_needs_a_majority_that_the_sign_test_believes():
     assert "length_bias" not in kinds(few)
     even = [pair(n, chosen=long) if n % 2 else pair(n, rejected=long) for n in range(120)]
     assert "length_bias" not in kinds(even)
+
+
+def test_the_length_of_a_large_set_is_tested_at_once():
+    """The paper's set has 32,000 pairs. Of 14 pairs, p is 2 · (1 + 14) / 2¹⁴."""
+    longer = pair(0, chosen="The lamp left on Monday by van and more")
+    assert _length([longer] * 9 + [longer.swap()]) == []  # p = 0.021
+    (found,) = _length([longer] * 13 + [longer.swap()])
+    assert found.figures == {"longer": 13, "shorter": 1, "n": 14, "p": pytest.approx(30 / 2**14)}
+    start = time.perf_counter()
+    (found,) = _length([longer] * 20_000 + [longer.swap()] * 12_000)
+    assert time.perf_counter() - start < 2  # sums of exact whole numbers take minutes
+    assert found.figures["p"] == 0.0 and found.figures["n"] == 32_000
 
 
 def test_conflicts_duplicates_and_few_prompts():

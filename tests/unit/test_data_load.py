@@ -238,3 +238,4 @@ def test_an_own_objective_is_read_and_written_and_an_unknown_one_has_its_line(tm
     assert [pair_to_row(pair).get("objective") for pair in loaded.rows] == [None, "apo_up"]
     (problem,) = loaded.problems
     assert (problem.line, problem.field) == (3, "objective") and "'ppo'" in str(problem) and "apo_up" in str(problem)
+    assert "if the column means something else, rename it" in str(problem)

@@ -1,7 +1,9 @@
 """Memory that tensors left stays with the process."""
 
+import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +30,37 @@ def faults(before: str) -> int:
 
 def test_tensors_take_the_memory_of_those_before():
     if not keep_freed_memory():
-        pytest.skip("this C library has no mallopt")
+        pytest.skip("this C library keeps no blocks of every size")
     assert faults("keep_freed_memory()") < 1000
     assert faults("") > 200_000
+
+
+MIB = 2**20
+MMAP, TRIM, PAD = -3, -1, -2
+
+
+@pytest.mark.parametrize(
+    ("most", "refused", "kept"), [(2**31, (), True), (32 * MIB, (), False), (1, (), False), (2**31, (TRIM,), False)]
+)
+def test_a_c_library_that_takes_no_large_threshold_is_told_the_rest(monkeypatch, most, refused, kept):
+    """The C library is a stand-in: it refuses a threshold over `most`, and what is in `refused`."""
+    asked = []
+
+    def mallopt(name, value):
+        asked.append((name, value))
+        return int(name not in refused and (name != MMAP or value <= most))
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert keep_freed_memory.__wrapped__() is kept
+    assert {name for name, _ in asked} == {MMAP, TRIM, PAD}
+    assert ((MMAP, 32 * MIB) in asked) == (most < 2**31)
+
+
+def no_library(_):
+    raise OSError("Dynamic loading not supported")
+
+
+@pytest.mark.parametrize("library", [no_library, lambda _: SimpleNamespace()])
+def test_without_such_a_c_library_memory_is_as_it_was(monkeypatch, library):
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    assert keep_freed_memory.__wrapped__() is False

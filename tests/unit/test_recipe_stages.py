@@ -23,6 +23,7 @@ from anchorline.data import read_json, read_jsonl, write_json, write_jsonl
 from anchorline.errors import DataError
 from anchorline.evals.preference import Preference
 from anchorline.recipe import load_recipe, run
+from anchorline.recipe.context import RunContext
 from anchorline.recipe.run import wanted_stages
 from anchorline.recipe.stages import STAGES, Stage
 from anchorline.train.run import Trained
@@ -441,3 +442,35 @@ def test_the_summary_has_every_promised_field(place: Path) -> None:
     assert summary["objective"] == {"apo_zero": 1.0}
     assert list(summary["seconds"]) == ALL
     assert summary["peak_rss_gib"] > 0.01
+
+
+def test_the_advisors_answers_are_not_those_that_the_pairs_were_made_of(place: Path, engines: Engines) -> None:
+    assert again(engines, "train.objective=auto", "advise.hidden=false", upto="advise") == ["advise"]
+    sampled, fresh = ({row["id"]: row["text"] for row in rows(f"{at}answers.jsonl")} for at in ("", "advise/"))
+    assert len(fresh) > 3 and all(sampled[id] != text for id, text in fresh.items())
+
+
+SERVED = ("train.objective=auto", "llm.policy.model=talker")
+
+
+@pytest.mark.parametrize(
+    ("setting", "counts"),
+    [
+        (("model=./other",), True),
+        (("train.dtype=bfloat16",), True),
+        (("train.max_tokens=99",), True),
+        (("train.beta=0.2",), False),
+        (("advise.hidden=false", "train.max_tokens=99"), False),
+        (("advise.hidden=false", "model=./other"), True),  # by its name a pair's rejected answer is its own
+    ],
+)
+def test_the_advice_of_a_served_policy_depends_on_its_weights_here(place: Path, setting: Any, counts: bool) -> None:
+    shutil.copytree("model", "other")
+    Path("other/config.json").write_text("{ }")
+    (advise,) = (stage for stage in STAGES if stage.name == "advise")
+
+    def key(*more: str) -> dict[str, Any]:
+        return advise.settings(RunContext(load_recipe("r/recipe.yaml", (*SERVED, *more)), Path("out")))
+
+    same = setting[:-1] if setting[0] == "advise.hidden=false" else ()
+    assert (key(*same) != key(*setting)) == counts

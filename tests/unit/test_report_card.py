@@ -107,6 +107,22 @@ def test_the_card_says_what_the_folder_says(folder: Path) -> None:
     assert text.index("unchanged") < text.index("emptied") < text.index("too_long")
 
 
+@pytest.mark.parametrize(
+    ("own", "says", "tags"),
+    [
+        (["dpo", "kto", None], "apo_zero; 2 of 3 pairs by their own: 1 dpo, 1 kto", ["apo_zero", "dpo", "kto"]),
+        (["dpo", "dpo", "dpo"], "3 dpo, each pair’s own", ["dpo"]),
+        ([None, None, None], "apo_zero", ["apo_zero"]),
+    ],
+)
+def test_pairs_with_an_objective_of_their_own_are_counted(own: list[str | None], says: str, tags: list[str]) -> None:
+    pairs = [{"id": str(n), "objective": name} for n, name in enumerate(own)]
+    data = ReportData(name="a", summary={"pairs": 3, "objective": {"apo_zero": 1.0}}, pairs=pairs)
+    front, body = front_and_body(build_card(data, saved="adapter"))
+    assert f"Objective: {says}. `report" in body
+    assert front["tags"] == ["anchorline", "lora", *tags]
+
+
 def test_a_rule_that_no_repair_touched_is_counted_as_none() -> None:
     side = {"rules": {"a": {"share": 1.0}}}
     data = ReportData(name="x", style={"rules": ["a"], "before": side, "after": side}, measure={"rules": {}})

@@ -70,6 +70,21 @@ def test_the_headline_has_gain_and_drift_together(page: Page) -> None:
         assert words in headline, words
 
 
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (["dpo", "dpo", "apo_down"], "apo_zero + 0.2 sft; 3 of 290 pairs by their own: 1 apo_down, 2 dpo"),
+        (["dpo"] * 289 + ["kto"], "289 dpo, 1 kto, each pair’s own"),
+    ],
+)
+def test_pairs_with_an_objective_of_their_own_are_counted(folder: Path, own: list[str], says: str) -> None:
+    data = read_run_folder(folder)
+    pairs = [{**row, "objective": own[n] if n < len(own) else None} for n, row in enumerate(data.pairs or ())]
+    sections = Page(build_report(replace(data, pairs=pairs))).sections
+    assert f"Objective {says} Pairs 290" in sections["headline"]
+    assert f"72 optimizer steps with {says}. " in sections["training"]
+
+
 def test_each_rule_has_its_figures(page: Page) -> None:
     rules = page.sections["rules"]
     assert [rules.index(rule) for rule in RULES] == sorted(rules.index(rule) for rule in RULES)

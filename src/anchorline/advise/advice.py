@@ -35,7 +35,8 @@ class Advice(NamedTuple):
     """The policy's fresh answers against chosen."""
     rejected: WinRate
     needed: int | None
-    """Judgements of each kind, in all, that would settle it with a chance of 80 %; None: no number, or it is settled."""
+    """Judgements of each kind, in all, that would settle it with a chance of 80 %; None: it is settled, or no number is
+    known: nothing was judged, or a rate that is to be settled is exactly a half."""
 
 
 def advise(
@@ -43,12 +44,13 @@ def advise(
 ) -> Advice:
     """Place the set. `own_rejected`: the rejected answers are samples of this policy, as CLAIR's are.
 
-    Then a fresh answer is as good as rejected by construction, and that the interval holds a half says nothing is open.
+    Then a fresh answer is as good as rejected by construction: only the verdicts against chosen place the set, and no
+    number of judgements is asked for to settle the others.
     """
     met = list(met)
     chosen = win_rate((m.chosen for m in met), level=level)
     rejected = win_rate((m.rejected for m in met), level=level)
-    place, settled, reason = _place(chosen, rejected, own_rejected=own_rejected)
+    place, settled, reason = _place_by_chosen(chosen, rejected) if own_rejected else _place(chosen, rejected)
     objective: ObjectiveName = "apo_down" if place == "above" else "apo_zero"
     if place == "below":
         offer = "apo_up is ours and experimental (docs/objectives.md)"
@@ -56,23 +58,43 @@ def advise(
             objective, reason = "apo_up", f"{reason}; {offer}"
         else:
             reason += f"; {offer}, and is taken with advise.experimental=true only, so apo_zero it is"
-    open_ones = [rate for rate in (chosen, rejected) if rate.side == "open"]
-    numbers = [rate.needed for rate in open_ones]
+    asked = (chosen,) if own_rejected else (chosen, rejected)
+    numbers = [rate.needed for rate in asked if rate.side == "open"]
     known = [number for number in numbers if number is not None]
     needed = max(known) if not settled and known and len(known) == len(numbers) else None
     return Advice(place, objective, settled, reason, chosen, rejected, needed)
 
 
-def _place(chosen: WinRate, rejected: WinRate, *, own_rejected: bool) -> tuple[Place, bool, str]:
+def _place(chosen: WinRate, rejected: WinRate) -> tuple[Place, bool, str]:
     sides = (chosen.side, rejected.side)
-    if sides == ("below", "open") and own_rejected:
-        return "between", True, "the policy is worse than chosen, and rejected is its own answer"
-    if sides in _PLACES:
-        return _PLACES[sides]
-    unsure = [name for name, rate in (("chosen", chosen), ("rejected", rejected)) if rate.side == "open"]
-    n = min(chosen.n, rejected.n)
+    return _PLACES[sides] if sides in _PLACES else _open({"chosen": chosen, "rejected": rejected})
+
+
+def _place_by_chosen(chosen: WinRate, rejected: WinRate) -> tuple[Place, bool, str]:
+    if chosen.side == "open":
+        return _open({"chosen": chosen})
+    if chosen.side == "below":
+        place, reason = "between", "the policy is worse than chosen, and rejected is its own answer"
+    else:
+        place = "above"
+        reason = (
+            "the policy is better than chosen, and rejected is its own answer: then this judge prefers rejected, too, so look "
+            "at the labels"
+        )
+    if rejected.side == "below":
+        won = f"{rejected.wins + rejected.ties / 2:g} of {rejected.n}"
+        reason += (
+            f"; that it loses to rejected all the same ({won}) is chance, or rejected is not what it answers now: look at "
+            "how the pairs were sampled"
+        )
+    return place, True, reason
+
+
+def _open(rates: dict[str, WinRate]) -> tuple[Place, bool, str]:
+    n = min(rate.n for rate in rates.values())
     if n == 0:
         return "not settled", False, "nothing could be judged"
+    unsure = [name for name, rate in rates.items() if rate.side == "open"]
     return "not settled", False, f"the interval against {' and against '.join(unsure)} holds 50 % (n = {n})"
 
 
@@ -93,16 +115,21 @@ _PLACES: dict[tuple[str, str], tuple[Place, bool, str]] = {
 
 
 def own_objectives(
-    pairs: Sequence[Pair], met: Iterable[Compared], advice: Advice, *, experimental: bool = False
+    pairs: Sequence[Pair],
+    met: Iterable[Compared],
+    advice: Advice,
+    *,
+    experimental: bool = False,
+    own_rejected: bool = False,
 ) -> list[Pair]:
-    """Each pair with the objective that its own two verdicts ask for; the set's where they do not say, or there are none."""
-    found = {m.id: _own(m, experimental=experimental) for m in met}
-    return [replace(pair, objective=found.get(pair.id) or advice.objective) for pair in pairs]
+    """Each pair with an objective: the one that it has; else what its own two verdicts ask for; else the set's."""
+    found = {m.id: _own(m, experimental=experimental, own_rejected=own_rejected) for m in met}
+    return [replace(pair, objective=pair.objective or found.get(pair.id) or advice.objective) for pair in pairs]
 
 
-def _own(met: Compared, *, experimental: bool) -> ObjectiveName | None:
+def _own(met: Compared, *, experimental: bool, own_rejected: bool) -> ObjectiveName | None:
     """One verdict is no measurement, but it is what there is about this pair."""
-    match met.chosen.winner, met.rejected.winner:
+    match met.chosen.winner, "a" if own_rejected else met.rejected.winner:
         case "b", "a":
             return "apo_zero"
         case "a", "a":

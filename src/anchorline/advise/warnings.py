@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import comb
 from typing import Any, NamedTuple
 
+from anchorline.evals.paired import mcnemar
 from anchorline.measure import measure_pair
 from anchorline.types import Message, Pair, prompt_id
 
@@ -56,17 +56,6 @@ def warnings_of(pairs: Sequence[Pair], *, hidden: Sequence[Mapping[str, float]] 
     return found
 
 
-def sign_test(more: int, less: int) -> float:
-    """Two-sided p of `more` against `less` under a fair coin; ties are left out.
-
-    >>> sign_test(9, 1)
-    0.021484375
-    """
-    n = more + less
-    tail = sum(comb(n, k) for k in range(min(more, less) + 1))
-    return float(min(1.0, 2 * tail / 2**n))
-
-
 def _contrast(pairs: Sequence[Pair]) -> list[Warned]:
     if not pairs:
         return []
@@ -78,10 +67,11 @@ def _contrast(pairs: Sequence[Pair]) -> list[Warned]:
 
 
 def _length(pairs: Sequence[Pair]) -> list[Warned]:
-    longer = sum(len(p.chosen.split()) > len(p.rejected.split()) for p in pairs)
-    shorter = sum(len(p.chosen.split()) < len(p.rejected.split()) for p in pairs)
+    lengths = [(len(pair.chosen.split()), len(pair.rejected.split())) for pair in pairs]
+    chosen_longer, rejected_longer = [w > x for w, x in lengths], [w < x for w, x in lengths]
+    longer, shorter = sum(chosen_longer), sum(rejected_longer)
     n = longer + shorter
-    p = sign_test(longer, shorter)
+    p = mcnemar(chosen_longer, rejected_longer)  # on who is longer it is the sign test
     if n == 0 or p >= ALPHA or max(longer, shorter) / n < LONGER:
         return []
     which, count = ("longer", longer) if longer > shorter else ("shorter", shorter)

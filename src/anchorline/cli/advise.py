@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,12 +82,10 @@ def advise(
             run(recipe, folder, upto="advise", progress=shown)
         found = read_json(folder / ADVICE)
         if per_pair:
-            rows = own_pairs(recipe, folder)
+            rows, kept = own_pairs(recipe, folder)
             write_rows(per_pair, [pair_to_row(pair) for pair in rows])
-            counts: dict[str, int] = {}
-            for pair in rows:
-                counts[str(pair.objective)] = counts.get(str(pair.objective), 0) + 1
-            found["per_pair"] = {"file": str(per_pair), "n": len(rows), "counts": counts}
+            counts = dict(Counter(str(pair.objective) for pair in rows))
+            found["per_pair"] = {"file": str(per_pair), "n": len(rows), "kept": kept, "counts": counts}
         if as_json:
             print(json.dumps(found, ensure_ascii=False))
         else:
@@ -120,8 +119,10 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
     console.print(f"Expected pull of {found['objective']} at the start, below 0 raises:")
     console.print(flips)
     if "per_pair" in found:
-        counts = ", ".join(f"{n} {name}" for name, n in sorted(found["per_pair"]["counts"].items()))
-        console.print(f"{found['per_pair']['n']} pairs with their objective in {found['per_pair']['file']}: {counts}")
+        own = found["per_pair"]
+        counts = ", ".join(f"{n} {name}" for name, n in sorted(own["counts"].items()))
+        kept = f" ({own['kept']} had theirs already and keep it)" if own["kept"] else ""
+        console.print(f"{own['n']} pairs with their objective in {own['file']}: {counts}{kept}", soft_wrap=True)
     mark = "" if found["settled"] else "NOT SETTLED, so by default: "
     name = f"{found['objective']} (experimental)" if found["objective"] == "apo_up" else found["objective"]
     console.print(f"All of it: {folder / 'advise.json'}")
@@ -129,8 +130,8 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
 
 
 def _more(found: dict[str, Any]) -> str:
-    if found["settled"] or found["place"] == "contradiction":
+    if found["settled"] or found["place"] == "contradiction" or not found["judged"]:
         return ""
     if found["needed"] is None:
-        return "More judgements would not settle it. "
+        return "If 50 % is what it is, more judgements would not settle it. "
     return f"About {found['needed']} judged pairs would settle it (chance 80 %). "

@@ -59,7 +59,11 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     objective = row.get("objective")
     if objective is not None and objective not in OBJECTIVE_NAMES:
         known = ", ".join(OBJECTIVE_NAMES)
-        raise DataError(f"is {_show(objective)}, expected one of {known}, or none", field="objective")
+        raise DataError(
+            f"is {_show(objective)}, expected one of {known}, or none: what this pair is trained with; if the column means "
+            "something else, rename it or leave it out",
+            field="objective",
+        )
     return Pair(_id(row, prompt), prompt, chosen, rejected, provenance, objective)
 
 

@@ -53,15 +53,21 @@ def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors have left, for the next ones; whether its C library can (glibc).
+    """Let this process keep the memory that tensors have left, for the next ones; whether it does for every size (glibc).
 
     By default large blocks go back to the system and come again page by page, each page a fault: a quarter of a
     training step's time on a virtual machine, where faults are slow. The price is some memory lost between blocks.
     """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a program without a dynamic C library, or one whose library has no such call
+        return False
     most = 2**31 - 4096  # of a C int, in bytes
-    settings = {-3: most, -1: most, -2: 64 * 2**20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())
+    # by malloc.h: M_MMAP_THRESHOLD −3, M_TRIM_THRESHOLD −1, M_TOP_PAD −2
+    every_size = mallopt(-3, most)
+    if not every_size:
+        mallopt(-3, 32 * 2**20)  # some glibc take no more than half of what they call a heap
+    return all([every_size, mallopt(-1, most), mallopt(-2, 64 * 2**20)])
 
 
 class Products(NamedTuple):

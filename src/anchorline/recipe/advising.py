@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anchorline.advise import (
     Compared,
@@ -25,7 +26,7 @@ from anchorline.advise import (
     warnings_of,
 )
 from anchorline.data import answer_from_row, pair_from_row, read_json, read_pairs, write_json
-from anchorline.errors import DataError, ModelError, RecipeError
+from anchorline.errors import DataError, MissingExtra, ModelError, RecipeError
 from anchorline.judge import style_judge
 from anchorline.pairs import make
 from anchorline.recipe.config import Recipe
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 ADVICE = "advise.json"
 ANSWERED = "advise/answers.jsonl"
 JUDGED = "advise/verdicts.jsonl"
+FRESH = 2**20
+"""Added to the seed and to a sample's index, beyond any other's: else the cache, or the same luck, would give the very
+answers that the pairs were made of."""
 OWN = frozenset({"clair", "stronger"})
 """Makers whose rejected answer is the policy's own."""
 
@@ -55,7 +59,9 @@ def decided(recipe: Recipe, folder: Path) -> TrainSettings:
 
 
 def check_advise(recipe: Recipe) -> None:
-    """Raise a UserError where the stage could not judge."""
+    """Raise a UserError, or MissingExtra, where the stage could not judge or not warn."""
+    if importlib.util.find_spec("scipy") is None:
+        raise MissingExtra("advising on an objective", "train")
     if recipe.advise.judge == "llm":
         check_endpoints(recipe, ["judge"])
     elif recipe.style is None:
@@ -99,15 +105,24 @@ def advise_set(run: RunContext) -> list[Failure]:
     return [*failures, *unjudged]
 
 
-def own_pairs(recipe: Recipe, folder: Path) -> list[Pair]:
+class OwnPairs(NamedTuple):
+    """Pairs with an objective each, and how many of them had one already, which stays."""
+
+    pairs: list[Pair]
+    kept: int
+
+
+def own_pairs(recipe: Recipe, folder: Path) -> OwnPairs:
     """All pairs of `pairs.file` with an objective each, as the advice and the verdicts in the folder say."""
     source = run_source(recipe)
     run = RunContext(recipe, folder)
     met = run.read(JUDGED, compared_from_row)
-    asked, own = recipe.advise, read_json(folder / ADVICE)["own_rejected"]
-    pairs = run.read("pairs.jsonl", pair_from_row)
-    advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own > len(pairs) / 2)
-    return own_objectives(read_pairs(source).rows, met, advice, experimental=asked.experimental)
+    asked, advised = recipe.advise, read_json(folder / ADVICE)
+    own = advised["own_rejected"] > advised["pairs"] / 2
+    advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own)
+    given = read_pairs(source).rows
+    own_ones = own_objectives(given, met, advice, experimental=asked.experimental, own_rejected=own)
+    return OwnPairs(own_ones, sum(pair.objective is not None for pair in given))
 
 
 def run_source(recipe: Recipe) -> str:
@@ -119,8 +134,8 @@ def run_source(recipe: Recipe) -> str:
 
 def _answer(run: RunContext, prompts: list[Prompt]) -> list[Failure]:
     if run.recipe.llm.policy is not None:
-        return ask_policy(run, prompts, run.recipe.sample, ANSWERED, "advise")
-    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, run.recipe.sample, ANSWERED)
+        return ask_policy(run, prompts, run.recipe.sample, ANSWERED, "advise", salt=FRESH)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, run.recipe.sample, ANSWERED, salt=FRESH)
     return [Failure(a.id, "advise", "empty", "the model's answer is empty") for a in answers if not a.text.strip()]
 
 

@@ -117,11 +117,15 @@ class RunContext:
         """A file of prompts in the run folder."""
         return self.read(name, prompt_from_row)
 
-    def answer(self, loaded: Loaded, prompts: Sequence[Prompt], settings: SampleSettings, name: str) -> list[Answer]:
+    def answer(
+        self, loaded: Loaded, prompts: Sequence[Prompt], settings: SampleSettings, name: str, *, salt: int = 0
+    ) -> list[Answer]:
         """Answer the prompts into file `name`, keeping every finished batch in `name`.partial until all are there.
 
-        A file that is there already was finished by this very stage before it was interrupted.
+        A file that is there already was finished by this very stage before it was interrupted. Another `salt` gives the
+        same prompts other luck.
         """
         from anchorline.evals.answers import answer_all
 
-        return answer_all(self.path(name), loaded, prompts, settings, seed=self.recipe.seed, progress=self.progress)
+        seed = self.recipe.seed + salt
+        return answer_all(self.path(name), loaded, prompts, settings, seed=seed, progress=self.progress)

@@ -23,14 +23,17 @@ STAGE = "sample"
 
 
 def ask_policy(
-    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str = STAGE
+    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str = STAGE, *, salt: int = 0
 ) -> list[Failure]:
-    """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one."""
-    return asyncio.run(_ask_all(run, prompts, asked, name, stage))
+    """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one.
+
+    `salt` is added to each sample's index: with another one the cache knows no answer to the same prompts.
+    """
+    return asyncio.run(_ask_all(run, prompts, asked, name, stage, salt))
 
 
 async def _ask_all(
-    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str
+    run: RunContext, prompts: list[Prompt], asked: SampleSettings, name: str, stage: str, salt: int
 ) -> list[Failure]:
     served = run.need(run.recipe.llm.policy, "llm.policy")
     how = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p)
@@ -52,22 +55,21 @@ async def _ask_all(
 
                 async def build(wrap: Wrap) -> Callable[[Prompt], Awaitable[Answer | Failure]]:
                     noted = await wrap("policy")
-                    return lambda prompt: _ask(prompt, noted, how, stage)
+                    return lambda prompt: _ask(prompt, noted, how, stage, salt)
 
                 await by_batches(run, desk, prompts, build, on_result=take)
             else:
                 policy = await desk.endpoint("policy")
-                await make(prompts, lambda prompt: _ask(prompt, policy, how, stage), on_result=take)
+                await make(prompts, lambda prompt: _ask(prompt, policy, how, stage, salt), on_result=take)
     run.write(name, answers, answer_to_row)
     return failures
 
 
-async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str) -> Answer | Failure:
+async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str, salt: int) -> Answer | Failure:
     # "p1#2" is the third sample of p1: the same messages, told apart by their index
-    index = prompt.id.rpartition("#")[2]
-    request = how.request(
-        prompt.messages, row=prompt.id, stage=stage, index=int(index) if index.isdecimal() and "#" in prompt.id else 0
-    )
+    number = prompt.id.rpartition("#")[2]
+    index = int(number) if number.isdecimal() and "#" in prompt.id else 0
+    request = how.request(prompt.messages, row=prompt.id, stage=stage, index=index + salt)
     reply = await policy.complete(request)
     if reply.finish == "filter":
         return Failure(prompt.id, STAGE, "filtered", "the endpoint withheld the answer")

@@ -355,10 +355,12 @@ def _style_settings(run: RunContext) -> dict[str, Any]:
 
 
 def _advise_settings(run: RunContext) -> dict[str, Any]:
-    asked = run.recipe.advise
-    settings = _sample_settings(run) | _style_settings(run) | {"advise": asked.model_dump(), "seed": run.recipe.seed}
-    if asked.hidden and run.recipe.model:
-        settings["max_tokens"] = run.recipe.train.max_tokens
+    asked, recipe = run.recipe.advise, run.recipe
+    settings = _sample_settings(run) | _style_settings(run) | {"advise": asked.model_dump(), "seed": recipe.seed}
+    settings["name"] = run.policy_name  # by it a pair's rejected answer is known to be the policy's own
+    if asked.hidden and recipe.model:  # its weights are looked at here, whoever answers
+        train = recipe.train
+        settings |= {"model": run.model_fingerprint, "dtype": train.dtype, "max_tokens": train.max_tokens}
     if asked.judge == "llm":
         settings["judge"] = _asked(settings_of(run.recipe, "judge"))
         settings["template"] = _source(run.recipe.pairs.judge_prompt)

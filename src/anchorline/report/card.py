@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from anchorline.llm.embedded import PREFIX
 from anchorline.llm.models import HUB_ID
 from anchorline.report.charts import is_number
 from anchorline.report.diff import visible
-from anchorline.report.figures import MISSING, duration, number, objective_text, percent
+from anchorline.report.figures import MISSING, duration, number, objective_text, own_objectives, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
 from anchorline.report.making import making, usd
 
@@ -67,7 +67,7 @@ def build_card(data: ReportData, *, saved: Saved | None, merged: bool = False) -
         environment()
         .get_template("card.md.j2")
         .render(
-            front=_front_matter(saved, base, summary.get("objective")),
+            front=_front_matter(saved, base, _objectives(summary.get("objective"), data.pairs or ())),
             data=data,
             summary=summary,
             manifest=mapping(data.manifest),
@@ -124,16 +124,22 @@ def base_model(model: Any) -> _Base | None:
     return _Base(Path(model).name, "local")
 
 
-def _front_matter(saved: Saved | None, base: _Base | None, objective: Any) -> Markup:
+def _front_matter(saved: Saved | None, base: _Base | None, objectives: list[str]) -> Markup:
     front: dict[str, Any] = {}
     if base and base.kind == "hub":
         front["base_model"] = base.name
     if saved:
         front["library_name"] = "peft" if saved == "adapter" else "transformers"
-    objectives = [_one_line(str(name)) for name in mapping(objective)]
-    front["tags"] = ["anchorline", *(["lora"] if saved == "adapter" else []), *objectives]
+    front["tags"] = ["anchorline", *(["lora"] if saved == "adapter" else []), *map(_one_line, objectives)]
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1_000_000)
     return Markup(text)  # noqa: S704 - YAML, quoted by its own writer
+
+
+def _objectives(weights: Any, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of what was trained with: the settings' for pairs without an objective of their own, and theirs."""
+    own = own_objectives(pairs)
+    settings = [] if own and own.total() == len(pairs) else map(str, mapping(weights))
+    return list(dict.fromkeys([*settings, *own]))
 
 
 def _recipe(data: ReportData) -> Mapping[str, Any]:

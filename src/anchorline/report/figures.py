@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anchorline.report.charts import is_number
@@ -60,15 +61,27 @@ def duration(value: Any) -> str:
     return f"{hours}\u00a0h {minutes:02d}\u00a0min" if hours else f"{minutes}\u00a0min {seconds:02d}\u00a0s"
 
 
-def objective_text(weights: Any) -> str:
-    """The objective as it is written in the text: a weighted sum, a weight of 1 left out.
+def objective_text(weights: Any, pairs: Sequence[Mapping[str, Any]] | None = ()) -> str:
+    """The objective as it is written in the text: a weighted sum, a weight of 1 left out; and what pairs have of their own.
 
     >>> objective_text({"apo_zero": 1.0, "sft": 0.2})
     'apo_zero + 0.2 sft'
+    >>> objective_text({"apo_zero": 1.0}, [{"objective": "dpo"}, {}])
+    'apo_zero; 1 of 2 pairs by their own: 1 dpo'
     """
-    if not isinstance(weights, Mapping) or not weights:
-        return MISSING
-    return " + ".join(name if weight == 1 else f"{number(weight)} {name}" for name, weight in weights.items())
+    own, count = own_objectives(pairs), len(pairs or ())
+    counts = ", ".join(f"{number(n)} {name}" for name, n in own.items())
+    if own and own.total() == count:
+        return f"{counts}, each pair’s own"
+    text = MISSING
+    if isinstance(weights, Mapping) and weights:
+        text = " + ".join(name if weight == 1 else f"{number(weight)} {name}" for name, weight in weights.items())
+    return f"{text}; {number(own.total())} of {number(count)} pairs by their own: {counts}" if own else text
+
+
+def own_objectives(pairs: Sequence[Mapping[str, Any]] | None) -> Counter[str]:
+    """How many pairs have which objective of their own, in the order of the names."""
+    return Counter(sorted(str(pair["objective"]) for pair in pairs or () if pair.get("objective")))
 
 
 def factor(kl: Any) -> str:
