@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 from typing import Any
@@ -17,8 +18,10 @@ from anchorline.report.charts import (
     MAX_POINTS,
     RIGHT,
     TOP,
+    Dot,
     Line,
     bucket_size,
+    dot_chart,
     histogram,
     interval_plot,
     line_chart,
