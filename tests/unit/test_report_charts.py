@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 from typing import Any
@@ -17,8 +18,10 @@ from anchorline.report.charts import (
     MAX_POINTS,
     RIGHT,
     TOP,
+    Dot,
     Line,
     bucket_size,
+    dot_chart,
     histogram,
     interval_plot,
     line_chart,
@@ -136,3 +139,9 @@ def test_ticks_enclose_the_range_in_equal_steps(low: float, width: float) -> Non
 
 def test_axis_numbers_are_short() -> None:
     assert [tick_text(value) for value in (0.0, 0.25, -10.0, 12000.0, 5e-5)] == ["0", "0.25", "−10", "12000", "5e−05"]
+
+
+def test_a_long_last_label_of_the_dot_chart_ends_inside_the_picture():
+    svg = dot_chart([Dot(0.0146, 0.5, "s1", "a")], label="a")
+    at = {text: float(x) for x, text in re.findall(r'<text class="x" x="([\d.]+)" y="\d+">([^<]+)<', svg)}
+    assert at["0.015"] + 5 * 3.3 <= 360, "five characters, half a digit's width each side"
