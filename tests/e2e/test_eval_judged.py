@@ -17,6 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from anchorline.cli.main import app
+from anchorline.errors import ModelError
+from anchorline.evals.runner import Evaluation
+from anchorline.evals.settings import EvaluationSettings
+from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Body, FakeServer
 from tiny_chat import save_tiny_chat, write_rows
 
@@ -26,8 +30,8 @@ pytestmark = pytest.mark.e2e
 class Serving:
     """The fake server in a thread of its own, as the command has the main thread's loop."""
 
-    def __init__(self, before: Callable[[Body], None] = lambda body: None) -> None:
-        self.before = before
+    def __init__(self, before: Callable[[Body], None] = lambda body: None, plan: FaultPlan | None = None) -> None:
+        self.before, self.plan = before, plan
         """Called with each request before it is answered."""
 
     def __enter__(self) -> Serving:
@@ -39,7 +43,7 @@ class Serving:
 
     async def run(self) -> None:
         self.loop = asyncio.get_running_loop()
-        async with FakeServer(reply=self.reply) as self.server:
+        async with FakeServer(reply=self.reply, plan=self.plan) as self.server:
             self.ready.set()
             await self.stop.wait()
 
@@ -77,6 +81,72 @@ def test_a_judge_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(tasks["winrate"]["left_out"]) == 1, "the prompt without a given answer"
     values = {figure["name"]: figure["value"] for figure in tasks["mixeval_hard"]["figures"]}
     assert (values["free-form"], values["multiple choice"], values["overall"]) == (0.5, 1.0, 0.75)
+
+
+def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_KEY", "none")
+    model = save_tiny_chat(tmp_path / "model")
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "where is my tent"}])
+    given = write_rows(tmp_path / "a.jsonl", [{"prompt": "where is my tent", "text": "gone"}])
+    words = [
+        "eval",
+        "--model",
+        model,
+        "--tasks",
+        "winrate",
+        "--prompts",
+        prompts,
+        "--answers",
+        given,
+        "--judge",
+        "fake",
+    ]
+    words += [
+        "--set",
+        "judge.api_key_env=LOCAL_KEY",
+        "--set",
+        "eval.max_new_tokens=6",
+        "--json",
+        "--out",
+        tmp_path / "out",
+    ]
+
+    words += ["--set", "judge.attempts=1"]
+
+    def judged(url: str) -> int:
+        done = CliRunner().invoke(app, [str(word) for word in [*words, "--judge-url", url]])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)["tasks"]["winrate"]["table"]["n"]
+
+    with Serving(plan=FaultPlan(script=("malformed", "malformed"))) as serving:
+        assert judged(serving.server.url) == 0
+        serving.server._plan = FaultPlan()
+        assert judged(serving.server.url) == 1
+
+
+def test_files_that_number_their_prompts_alike_keep_them_all(tmp_path: Path) -> None:
+    for name, words in (("a", "where is my tent"), ("b", "when")):
+        write_rows(tmp_path / f"{name}.jsonl", [{"id": "1", "prompt": words}])
+    settings = EvaluationSettings(
+        model="m", tasks=("drift",), prompts=tuple(str(tmp_path / f"{name}.jsonl") for name in "aba")
+    )
+    asked = Evaluation(settings, tmp_path).asked
+    assert [prompt.id for prompt in asked.prompts] == ["1", "b/1", "a/1"]
+    assert asked.groups == {"1": "a", "b/1": "b", "a/1": "a"} and asked.problems == []
+
+
+def test_log_probs_of_models_with_different_tokenizers_are_not_compared(tmp_path: Path) -> None:
+    one, other = save_tiny_chat(tmp_path / "one"), save_tiny_chat(tmp_path / "other")
+    file = other / "tokenizer.json"
+    tokens = json.loads(file.read_text())
+    vocabulary = tokens["model"]["vocab"]
+    (a, b) = [word for word in vocabulary if word.isalpha()][:2]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(tokens))
+    settings = EvaluationSettings(model=str(one), against=str(other), tasks=("drift",))
+    with pytest.raises(ModelError, match="different tokenizers"):
+        Evaluation(settings, tmp_path / "out").subject()
+    Evaluation(settings.model_copy(update={"against": str(one)}), tmp_path / "out").subject()
 
 
 def command(folder: Path, *words: object) -> subprocess.Popen[str]:

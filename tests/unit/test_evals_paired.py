@@ -47,6 +47,11 @@ def test_what_has_no_spread_has_no_interval() -> None:
     assert (same.mean, same.low, same.p, same.test) == (0.0, None, 1.0, "McNemar, exact")
 
 
+def test_one_result_alone_settles_nothing() -> None:
+    one = compare_results([0.7], [0.2], seed=0)
+    assert (one.n, one.low, one.p, one.test) == (1, None, 1.0, "sign permutation")
+
+
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(7)
     inside = 0

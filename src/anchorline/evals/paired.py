@@ -79,7 +79,7 @@ def spread(values: Sequence[float], *, seed: int, level: float = 0.95) -> tuple[
 def _signs(differences: Any, seed: int) -> float:
     import numpy as np
 
-    if not differences.any():
+    if len(differences) < 2 or not differences.any():
         return 1.0
     found = scipy_stats().permutation_test(
         (differences, np.zeros_like(differences)),

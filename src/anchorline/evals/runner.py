@@ -14,12 +14,13 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from anchorline.data import prompt_to_row, read_prompts, write_jsonl
-from anchorline.errors import UserError
+from anchorline.errors import ModelError, UserError
 from anchorline.evals.answers import answer_all
 from anchorline.evals.settings import EvaluationSettings
 from anchorline.evals.subject import Subject, load_subject
@@ -69,9 +70,16 @@ class Evaluation:
         problems: list[str] = []
         for source in self.settings.prompts or (self.need(None, "--prompts"),):
             found = read_prompts(source)
-            taken = [prompt for prompt in found.rows[: self.settings.limit] if prompt.id not in groups]
+            stem = Path(source).stem
+            # files number their rows each for itself: a second "1" is another prompt, and keeps its file's name with it
+            rows = [
+                replace(prompt, id=f"{stem}/{prompt.id}") if prompt.id in groups else prompt
+                for prompt in found.rows[: self.settings.limit]
+            ]
+            taken = [prompt for prompt in rows if prompt.id not in groups]
+            problems += [f"{source}: row {p.id} is in an earlier file of that name" for p in rows if p.id in groups]
             prompts += taken
-            groups |= {prompt.id: prompt.group or Path(source).stem for prompt in taken}
+            groups |= {prompt.id: prompt.group or stem for prompt in taken}
             problems += map(str, found.problems)
         return Asked(prompts, groups, problems)
 
@@ -113,10 +121,16 @@ class Evaluation:
         self._loaded = None
         trained = resolve(model)
         base = adapter_base(trained)
-        if base is None or resolve(base) == resolve(against):
-            return load_subject(trained, against, dtype=exact_dtype(dtype), packed=False)
         exact = exact_dtype(dtype)
-        return Subject(load(model, dtype=exact), load(against, dtype=exact).model, nullcontext, packed=False)
+        if base is not None and resolve(base) == resolve(against):
+            return load_subject(trained, against, dtype=exact, packed=False)
+        policy, reference = load(model, dtype=exact), load(against, dtype=exact)
+        if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+            raise ModelError(
+                f"{model} and {against} have different tokenizers, so log-probs of the same tokens cannot be compared; "
+                "leave out the tasks preference and drift, or name a model with the same tokenizer"
+            )
+        return Subject(policy, reference.model, nullcontext, packed=False)
 
     def keep(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """The rows behind a figure, as NAME.jsonl in the folder."""
@@ -131,5 +145,5 @@ class Evaluation:
             raise UserError("--judge is lacking; name the model that judges")
         self.folder.mkdir(parents=True, exist_ok=True)
         with RequestCache(self.folder / CACHE) as cache:
-            async with build(settings, cache=cache, run="eval") as endpoint:
+            async with build(settings, cache=cache, run="eval", retry_failed=True) as endpoint:
                 yield endpoint
