@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,7 +21,7 @@ import pytest
 import yaml
 
 from anchorline.data import read_json, read_jsonl, write_json, write_jsonl
-from anchorline.errors import DataError
+from anchorline.errors import DataError, MissingExtra
 from anchorline.evals.preference import Preference
 from anchorline.recipe import load_recipe, run
 from anchorline.recipe.context import RunContext
@@ -474,3 +475,10 @@ def test_the_advice_of_a_served_policy_depends_on_its_weights_here(place: Path, 
 
     same = setting[:-1] if setting[0] == "advise.hidden=false" else ()
     assert (key(*same) != key(*setting)) == counts
+
+
+def test_without_scipy_the_advisor_asks_nobody(place: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingExtra, match=r"anchorline\[train\]"):
+        again(engines, "train.objective=auto", "advise.hidden=false", upto="advise")
+    assert engines.asked == []
