@@ -7,7 +7,7 @@ import pytest
 from anchorline.recipe.contrasts import tabled
 from anchorline.recipe.grid import Cell, CompareSettings, best, planned
 from anchorline.report.compare_page import build_compare_page, compare_text
-from anchorline.types import Message, Pair
+from anchorline.types import Message, Messages, Pair
 
 GRID = CompareSettings(
     sets=("clair", "stronger"),
@@ -31,6 +31,10 @@ def result(cell: Cell, kept: list[bool], drift: float = 0.1, rules: float = 0.5)
         "drift_high": None,
         "curves": curves,
     }
+
+
+def keeps(prompt: Messages, answer: str) -> bool:
+    return prompt[-1].content in answer
 
 
 def run_through(keep=lambda cell: [True, False]) -> tuple[dict, list[Cell]]:
@@ -60,8 +64,10 @@ def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():
 
 def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     done, _ = run_through(lambda cell: [cell.maker == "clair" and cell.learning_rate == 1e-3] * 5 + [True])
-    pair = Pair("1", (Message("user", "a"),), "x y", "x z")
-    table = tabled(GRID, {"clair": [pair], "stronger": [pair]}, done)
+    pair = Pair("1", (Message("user", "y"),), "x y", "x z")
+    other = Pair("2", (Message("user", "a"),), "x y", "x z")
+    table = tabled(GRID, {"clair": [pair, other], "stronger": [other]}, done, keeps=keeps)
+    assert [(s["pairs"], s["chosen_kept"], s["rejected_kept"]) for s in table["sets"]] == [(2, 0.5, 0.0), (1, 0.0, 0.0)]
     contrast = table["contrasts"][0]
     assert (contrast["one"], contrast["other"]) == ("clair-apo_zero", "stronger-apo_zero")
     assert contrast["difference"] == pytest.approx(5 / 6) and contrast["p"] == pytest.approx(2 / 32)
@@ -88,13 +94,13 @@ def test_a_contrast_is_between_learning_rates_that_both_sides_have():
         other: result(other, [False, True, False, False]),
         one._replace(learning_rate=1e-4): result(one._replace(learning_rate=1e-4), [True] * 4),
     }
-    (contrast,) = (c for c in tabled(GRID, {}, done)["contrasts"] if c["other"] == "stronger-apo_zero")
+    (contrast,) = (c for c in tabled(GRID, {}, done, keeps=keeps)["contrasts"] if c["other"] == "stronger-apo_zero")
     assert (contrast["difference"], contrast["rates"], contrast["n"]) == (0.0, 1, 4)
 
 
 def test_a_contrast_without_spread_has_no_interval():
     cells = [Cell(s, "apo_zero", 1e-3, 0) for s in GRID.sets]
-    table = tabled(GRID, {}, {cell: result(cell, [True, False]) for cell in cells})
+    table = tabled(GRID, {}, {cell: result(cell, [True, False]) for cell in cells}, keeps=keeps)
     assert [(c["low"], c["high"], c["p"]) for c in table["contrasts"]] == [(None, None, 1.0)]
     shown = {"name": "x", "todo": 0, "before": {"share": 0.0, "n": 2, "words": 1.0, "beside": {}}, **table}
     assert "(no spread), McNemar p 1, n 2, best of 1" in compare_text(shown)

@@ -81,8 +81,8 @@ def compare(
         else:
             time.sleep(WAIT)
             continue
-        _write(folder, recipe, grid, sets, before, done | {cell: read_json(place / RESULT)}, todo=len(todo) - 1)
-    return _write(folder, recipe, grid, sets, before, done, todo=len(todo))
+        _write(folder, context, grid, sets, before, done | {cell: read_json(place / RESULT)}, todo=len(todo) - 1)
+    return _write(folder, context, grid, sets, before, done, todo=len(todo))
 
 
 def _checked(recipe: Recipe) -> CompareSettings:
@@ -195,7 +195,7 @@ def _with_system(messages: Messages, system: str | None) -> Messages:
 
 def _write(
     folder: Path,
-    recipe: Recipe,
+    context: RunContext,
     grid: CompareSettings,
     sets: Mapping[str, Sequence[Pair]],
     before: Mapping[str, Any],
@@ -205,7 +205,11 @@ def _write(
 ) -> dict[str, Any]:
     from anchorline.report.compare_page import compare_text, write_compare_page
 
-    table = {"name": recipe.name, "todo": todo, "before": before, **tabled(grid, sets, done)}
+    def keeps(prompt: Messages, answer: str) -> bool:
+        return all(check(context.style, prompt, answer).values())
+
+    found = tabled(grid, sets, done, keeps=keeps)
+    table = {"name": context.recipe.name, "todo": todo, "before": before, **found}
     write_json(folder / "compare.json", table)
     write_compare_page(folder / "compare.html", table)
     (folder / "compare.txt").write_text(compare_text(table), encoding="utf-8")

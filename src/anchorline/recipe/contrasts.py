@@ -6,24 +6,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from anchorline.evals.paired import compare_results
 from anchorline.evals.stats import wilson
 from anchorline.measure import measure_pair, summarise
 from anchorline.recipe.grid import CompareSettings, Results, best, mean, swept
-from anchorline.types import Pair
+from anchorline.types import Messages, Pair
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Drifts, in nats a token, up to which the best gain is asked for."""
 MEASURES = ("word_jaccard", "normalised_distance", "length_ratio")
 
 
-def tabled(grid: CompareSettings, sets: Mapping[str, Sequence[Pair]], done: Results) -> dict[str, Any]:
-    """The whole comparison, JSON-ready."""
+def tabled(
+    grid: CompareSettings, sets: Mapping[str, Sequence[Pair]], done: Results, *, keeps: Callable[[Messages, str], bool]
+) -> dict[str, Any]:
+    """The whole comparison, JSON-ready. `keeps`: whether an answer to a prompt keeps every rule."""
     return {
-        "sets": [{"set": name, "pairs": len(pairs), **_contrastive(pairs)} for name, pairs in sets.items()],
+        "sets": [{"set": name, "pairs": len(pairs), **_contrastive(pairs, keeps)} for name, pairs in sets.items()],
         "rows": [row for s in grid.sets for o in grid.objectives if (row := _row(grid, done, s, o))],
         "contrasts": list(_contrasts(grid, done)),
         "retain": [
@@ -34,9 +36,14 @@ def tabled(grid: CompareSettings, sets: Mapping[str, Sequence[Pair]], done: Resu
     }
 
 
-def _contrastive(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _contrastive(pairs: Sequence[Pair], keeps: Callable[[Messages, str], bool]) -> dict[str, Any]:
     metrics = summarise([measure_pair(pair.chosen, pair.rejected) for pair in pairs])["metrics"]
-    return {name: metrics[name]["mean"] for name in MEASURES if name in metrics}
+    return {
+        **{name: metrics[name]["mean"] for name in MEASURES if name in metrics},
+        # what a set can teach of the aim at all: without it, contrast and compliance are confounded
+        "chosen_kept": mean([keeps(pair.prompt, pair.chosen) for pair in pairs]),
+        "rejected_kept": mean([keeps(pair.prompt, pair.rejected) for pair in pairs]),
+    }
 
 
 def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[str, Any] | None:
