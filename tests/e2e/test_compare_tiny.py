@@ -135,6 +135,21 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(place: Path, trained: l
     assert again(place)["todo"] == 0 and trained == [FIRST[3], FIRST[0]]
 
 
+def test_a_training_is_evaluated_along_its_way_where_that_is_asked_for(tmp_path: Path, place: Path) -> None:
+    shutil.copytree(place / "out", tmp_path / "out")
+    small = ["compare.sets=[clair]", "compare.objectives=[dpo]", "compare.learning_rates=[0.01]", "compare.seeds=[0]"]
+    recipe = load_recipe(place / "r/recipe.yaml", [*small, "compare.checkpoints=2"])
+    (row,) = compare(recipe, tmp_path / "out")["rows"]
+    (before,) = (c for c in read_json(place / "out/compare.json")["cells"] if c["drift"] == row["drift"])
+    assert before["objective"] == "dpo", "to the same end as without looking at it on the way"
+    half, end = row["checkpoints"]
+    assert (half["step"], end["step"]) == (2, 4) and 0 < half["drift"] != end["drift"] == row["drift"]
+    assert row["mean_over_checkpoints"] == (half["share"] + end["share"]) / 2
+    assert sorted(p.name for p in (tmp_path / f"out/cells/{FIRST[1]}").iterdir()) == [
+        "after-step-2.jsonl", "after.jsonl", "cell.json", "key", "train"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

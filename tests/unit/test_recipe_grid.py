@@ -29,6 +29,10 @@ def result(cell: Cell, kept: list[bool], drift: float = 0.1, rules: float = 0.5)
         "drift": drift,
         "drift_low": None,
         "drift_high": None,
+        "checkpoints": [
+            {"step": 1, "share": 0.25, "rules_kept": rules, "drift": 0.05},
+            {"step": 2, "share": sum(kept) / len(kept), "rules_kept": rules, "drift": drift},
+        ],
         "curves": curves,
     }
 
@@ -74,6 +78,7 @@ def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     row = table["rows"][0]
     assert (row["share"], row["rates"], row["seeds"]) == (1.0, 2, 1)
     assert row["mean_over_rates"] == pytest.approx((1 + 1 / 6) / 2)
+    assert (row["mean_over_checkpoints"], row["best_checkpoint"]) == (0.625, 1.0)
     assert row["at_drift"] == [None, None, 1.0, 1.0, 1.0]
     assert row["within"] == [0, 0, 3, 3, 3], "both rates and the further seed"
     assert [(r["objective"], r["weight"]) for r in table["retain"]] == [

@@ -2,6 +2,7 @@
 
     cells/NAME/key       what the cell depends on; another key empties the folder
     cells/NAME/train/    as in a run folder; a killed training continues
+    cells/NAME/along/    the policy on its way, where `checkpoints` asks for it
     cells/NAME/cell.json the result; the trained weights are not kept
     cells/NAME.lock      held by the process that is at the cell
 
@@ -26,13 +27,15 @@ from anchorline.errors import DataError
 from anchorline.llm.device import exact_dtype
 from anchorline.objectives.names import parse_objective
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.grid import Cell, mean
+from anchorline.recipe.grid import Cell, CompareSettings, mean
 from anchorline.recipe.stages import RETAINED, eval_sampling
 from anchorline.style import Style, check
 from anchorline.types import Answer, Pair
 
 RESULT = "cell.json"
 CURVES = ("step", "chosen_reward", "rejected_reward", "retain_kl")
+POINT = ("step", "share", "rules_kept", "drift")
+"""What is kept of each point of a training that is evaluated."""
 
 
 @contextmanager
@@ -61,8 +64,7 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
 
     A cell that was killed goes on from its newest checkpoint.
     """
-    from anchorline.evals.drift import drift
-    from anchorline.evals.subject import attend, load_subject
+    from anchorline.train.along import SavedAlong
     from anchorline.train.retain import Retained
     from anchorline.train.run import train
 
@@ -70,22 +72,42 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "key").write_text(_key(cell, run, pairs), encoding="utf-8")
-    recipe = run.recipe
+    recipe, grid = run.recipe, _grid(run)
     update = {"objective": parse_objective(cell.objective), "learning_rate": cell.learning_rate}
     settings = recipe.train.model_copy(update=update)
     retain = None
     if recipe.retain and cell.weight:
         held = recipe.retain.model_copy(update={"weight": cell.weight})
         retain = Retained(run.read(RETAINED, answer_from_row), held)
-    if not (
-        folder / "model"
-    ).is_dir():  # else it was killed while it was evaluated: the model is whole once it is there
-        train(pairs, run.model, settings, folder, retain=retain, seed=cell.seed, progress=run.progress)
-    packed = settings.forward == "packed"
-    subject = load_subject(folder / "model", run.model, dtype=exact_dtype(recipe.eval.dtype), packed=packed)
+    along, model = folder / "along", folder / "model"
+    if not model.is_dir():  # else it was killed while it was evaluated: the model is whole once it is there
+        saved = [SavedAlong(along, parts=grid.checkpoints, model=run.model)]
+        train(pairs, run.model, settings, folder, retain=retain, callbacks=saved, seed=cell.seed, progress=run.progress)
+    steps = [row for _, row in read_jsonl(folder / "train" / "metrics.jsonl")]
+    places = {int(place.name.removeprefix("step-")): place for place in along.glob("step-*")}
+    before = [
+        _evaluated(run, folder, places[step], f"after-step-{step}.jsonl") | {"step": step} for step in sorted(places)
+    ]
+    after = _evaluated(run, folder, model, "after.jsonl")
+    points = [{name: point[name] for name in POINT} for point in (*before, after | {"step": steps[-1]["step"]})]
+    curves = [{name: row.get(name) for name in CURVES if name in row} for row in steps]
+    result = {**cell._asdict(), **after, "checkpoints": points, "curves": curves}
+    for place in (along, model):
+        shutil.rmtree(place, ignore_errors=True)
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _evaluated(run: RunContext, folder: Path, model: Path, answers: str) -> dict[str, Any]:
+    """What a trained model answers to the held-out prompts, and how far it drifted on the general ones."""
+    from anchorline.evals.drift import drift
+    from anchorline.evals.subject import attend, load_subject
+
+    recipe = run.recipe
+    packed = recipe.train.forward == "packed"
+    subject = load_subject(model, run.model, dtype=exact_dtype(recipe.eval.dtype), packed=packed)
     here = RunContext(recipe, folder, progress=run.progress)
-    heldout = run.prompts("evals/prompts.jsonl")
-    after = here.answer(subject.policy, heldout, eval_sampling(recipe), "after.jsonl")
+    after = here.answer(subject.policy, run.prompts("evals/prompts.jsonl"), eval_sampling(recipe), answers)
     attend(subject, "packed")
     general = run.read("evals/general.jsonl", answer_from_row)
     moved = drift(subject, general, seed=recipe.seed, progress=run.progress)
@@ -93,20 +115,12 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
         raise DataError(
             "the model's answers to the general prompts are empty, and drift is measured on them; take others"
         )
-    grid = recipe.compare
-    assert grid is not None
-    steps = [row for _, row in read_jsonl(folder / "train" / "metrics.jsonl")]
-    result = {
-        **cell._asdict(),
-        **answered(run.style, after, grid.tone),
-        "drift": moved["kl_per_token"],
-        "drift_low": moved["low"],
-        "drift_high": moved["high"],
-        "curves": [{name: row.get(name) for name in CURVES if name in row} for row in steps],
-    }
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    write_json(folder / RESULT, result)
-    return result
+    drifted = {"drift": moved["kl_per_token"], "drift_low": moved["low"], "drift_high": moved["high"]}
+    return answered(run.style, after, _grid(run).tone) | drifted
+
+
+def _grid(run: RunContext) -> CompareSettings:
+    return run.recipe.compare or CompareSettings()
 
 
 def answered(style: Style, answers: Sequence[Answer], tone: Sequence[str]) -> dict[str, Any]:
@@ -136,12 +150,14 @@ def _key(cell: Cell, run: RunContext, pairs: Sequence[Pair]) -> str:
         recipe.retain.model_dump(include={"per_step"}) if recipe.retain and cell.weight else None,
         recipe.eval.model_dump(),
         recipe.seed,
-        recipe.compare.tone if recipe.compare else (),
+        _grid(run).tone,
         run.model_fingerprint,
         run.style.model_dump(mode="json"),
         list(map(pair_to_row, pairs)),
         [hashlib.sha256(run.path(name).read_bytes()).hexdigest() for name in files if run.path(name).is_file()],
     ]
+    if _grid(run).checkpoints > 1:
+        parts.append(_grid(run).checkpoints)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -54,6 +54,7 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
     result = found[top]
     again = [r for c, r in done.items() if c._replace(seed=top.seed) == top and c.seed != top.seed]
     interval = wilson(sum(result["kept"]), result["n"])
+    points = result.get("checkpoints", [])
     own = [r for c, r in done.items() if (c.maker, c.objective) == (maker, objective) and not c.weight]
     return {
         **_point(result),
@@ -63,6 +64,9 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
         "learning_rate": top.learning_rate,
         "mean_over_rates": mean([r["share"] for r in found.values()]),
         "rates": len(found),
+        "checkpoints": points,
+        "mean_over_checkpoints": mean([point["share"] for point in points]),
+        "best_checkpoint": max((point["share"] for point in points), default=None),
         "further_seeds": mean([r["share"] for r in again]),
         "seeds": len(again),
         "words": result["words"],

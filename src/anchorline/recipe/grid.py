@@ -51,6 +51,8 @@ class CompareSettings(BaseModel):
     """Further ones are run for the first set's row and the first objective's column, at their best learning rate."""
     retain_weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = Field(default=(0.0,), min_length=1)
     """Values of `retain.weight`; further ones are run on the first set, at the best learning rate."""
+    checkpoints: int = Field(default=1, ge=1, le=100)
+    """Points of each training, evenly apart, that are evaluated; the last is its end."""
     pairs: int | None = Field(default=None, ge=1)
     """Use only this many pairs of each set, the first ones."""
     stronger: Voice | None = None

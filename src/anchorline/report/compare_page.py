@@ -40,6 +40,7 @@ def build_compare_page(table: Mapping[str, Any]) -> str:
             words=list(table["before"].get("beside", {})),
             planes=list(_planes(table, colours)),
             curves=list(_curves(table)),
+            along=[row for row in table["rows"] if len(row["checkpoints"]) > 1],
         )
     )
 
