@@ -11,8 +11,8 @@ import torch
 
 from anchorline.data import read_json
 from anchorline.errors import RecipeError
+from anchorline.recipe import cells, load_recipe
 from anchorline.recipe import compare as module
-from anchorline.recipe import load_recipe
 from anchorline.recipe.cells import claimed
 from anchorline.recipe.compare import compare
 from tiny_chat import save_tiny_chat, write_recipe
@@ -70,9 +70,9 @@ def test_every_cell_is_there_in_order_and_further_seeds_take_the_best_rate(place
     table = read_json(place / "out/compare.json")
     assert set(table) == {"name", "todo", "before", "sets", "rows", "contrasts", "retain", "cells", "budgets"}
     names = [f"{c['maker']}-{c['objective']}-lr{c['learning_rate']:g}-seed{c['seed']}" for c in table["cells"]]
-    assert names[:8] == [*FIRST, *SECOND] and table["todo"] == 0
+    assert [*names[:7], names[-1]] == [*FIRST, *SECOND] and table["todo"] == 0
     best = {(row["maker"], row["objective"]): row["learning_rate"] for row in table["rows"]}
-    assert names[8:] == [f"{s}-{o}-lr{best[s, o]:g}-seed1" for s, o in [*best][:3]]
+    assert names[7:-1] == [f"{s}-{o}-lr{best[s, o]:g}-seed1" for s, o in [*best][:3]]
     assert {row["n"] for row in table["rows"]} == {3} and table["before"]["n"] == 3
     assert all(cell["drift"] > 0 for cell in table["cells"])
     assert {name: row["pairs"] for name, row in zip(("clair", "stronger"), table["sets"], strict=True)} == {
@@ -148,6 +148,31 @@ def test_a_training_is_evaluated_along_its_way_where_that_is_asked_for(tmp_path:
     assert sorted(p.name for p in (tmp_path / f"out/cells/{FIRST[1]}").iterdir()) == [
         "after-step-2.jsonl", "after.jsonl", "cell.json", "key", "train"
     ]  # fmt: skip
+
+
+def test_a_point_behind_the_last_step_is_the_end_and_counts_once(tmp_path: Path, place: Path) -> None:
+    shutil.copytree(place / "out", tmp_path / "out")
+    small = ["compare.sets=[clair]", "compare.objectives=[dpo]", "compare.learning_rates=[0.01]", "compare.seeds=[0]"]
+    (row,) = compare(load_recipe(place / "r/recipe.yaml", [*small, "compare.checkpoints=9"]), tmp_path / "out")["rows"]
+    assert [point["step"] for point in row["checkpoints"]] == [1, 2, 3, 4]
+
+
+def test_a_kill_while_the_weights_are_thrown_away_leaves_a_finished_cell(
+    place: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = place / "out/cells" / FIRST[1]
+    first = read_json(cell / "cell.json")
+    (cell / "cell.json").unlink()
+
+    def killed(path: Path, **_: Any) -> None:
+        if Path(path).name == "along":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again(place)
+    monkeypatch.undo()
+    assert again(place)["todo"] == 0 and read_json(cell / "cell.json") == first
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from anchorline.train import reference
 from anchorline.train.attention import PACKED
 from anchorline.train.forward import plain_attention, plain_logps
 from anchorline.train.reference import reference_key, reference_logps
+from anchorline.train.reference_tokens import read_reference_tokens
 from anchorline.train.tokenise import response_key, with_mismatched
 
 EXAMPLES = [example([5, 6, i], [10 + i, 11, 12], [40, 41 + i]) for i in range(20)]
@@ -101,6 +102,8 @@ def test_a_torn_line_is_owed_again_and_the_file_heals(model, tmp_path, asked):
     (file,) = (tmp_path / "k").iterdir()
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-1]) + lines[-1][:-9])
+    every = {response_key(e.prompt, r) for e in EXAMPLES[:3] for r in e.responses}
+    assert len(read_reference_tokens(tmp_path / "k", every)) == len(every) - 1, "what is whole is read"
     asked.clear()
     again = compute(model, EXAMPLES[:3], tmp_path)
     torn = EXAMPLES[2].responses[1]

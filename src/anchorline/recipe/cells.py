@@ -92,9 +92,9 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
     points = [{name: point[name] for name in POINT} for point in (*before, after | {"step": steps[-1]["step"]})]
     curves = [{name: row.get(name) for name in CURVES if name in row} for row in steps]
     result = {**cell._asdict(), **after, "checkpoints": points, "curves": curves}
+    write_json(folder / RESULT, result)  # first: what is left of the weights by a kill after it is in nobody's way
     for place in (along, model):
         shutil.rmtree(place, ignore_errors=True)
-    write_json(folder / RESULT, result)
     return result
 
 

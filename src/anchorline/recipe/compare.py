@@ -59,7 +59,7 @@ def compare(
     context = RunContext(recipe, base, progress=progress)
     before = answered(context.style, context.read("evals/before.jsonl", answer_from_row), grid.tone)
     done: dict[Cell, Mapping[str, Any]] = {}
-    slowest = 0.0
+    slowest, waited = 0.0, False
     while todo := [cell for cell in planned(grid, done) if cell not in done]:
         places = {cell: folder / "cells" / cell.name for cell in todo}
         # also those that another process has finished; finished learning rates tell of further cells
@@ -67,7 +67,8 @@ def compare(
             done |= found
             continue
         begun = time.monotonic()
-        if max_minutes is not None and slowest and begun - started + slowest > 60 * max_minutes:
+        late = max_minutes is not None and begun - started + slowest > 60 * max_minutes
+        if late and (slowest or waited):
             break
         for cell, place in places.items():
             with claimed(place) as ours:
@@ -79,6 +80,9 @@ def compare(
             if ours:
                 break
         else:
+            if not waited:
+                with progress.task(f"{len(todo)} cells are other processes'; waiting for them", total=1, unit="looks"):
+                    waited = True
             time.sleep(WAIT)
             continue
         _write(folder, context, grid, sets, before, done | {cell: read_json(place / RESULT)}, todo=len(todo) - 1)

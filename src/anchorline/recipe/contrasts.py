@@ -55,7 +55,7 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
     again = [r for c, r in done.items() if c._replace(seed=top.seed) == top and c.seed != top.seed]
     interval = wilson(sum(result["kept"]), result["n"])
     points = result.get("checkpoints", [])
-    own = [r for c, r in done.items() if (c.maker, c.objective) == (maker, objective) and not c.weight]
+    own = list(found.values())  # the first seed's: the best of more trainings would be better by luck alone
     return {
         **_point(result),
         "low": interval.low,

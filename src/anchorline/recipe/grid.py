@@ -1,7 +1,7 @@
 """The grid of `anchorline compare`: its settings, its cells, and their order. Pure.
 
-The order makes an early stop useful: first every set with every objective once, then the other learning rates, then further
-seeds of the cells that the two headline contrasts rest on, then the weights of `retain`.
+The order makes an early stop useful: first every set with every objective once, then the other learning rates and further
+seeds of the cells that the two headline contrasts rest on, the weights of `retain`, and the other learning rates of the rest.
 
 >>> grid = CompareSettings(sets=("clair",), objectives=("dpo",), learning_rates=(1e-3, 1e-4), seeds=(0, 1))
 >>> [cell.name for cell in planned(grid, {})]
@@ -65,8 +65,16 @@ class CompareSettings(BaseModel):
     @field_validator("objectives")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        # one spelling each: a sum written in two ways would be two cells in one folder
-        return tuple(dict.fromkeys(map(_spelled, names)))
+        return tuple(map(_spelled, names))
+
+    @field_validator("sets", "objectives", "learning_rates", "seeds", "retain_weights")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        # what a cell's folder does not tell apart is one: two cells in it would empty it for each other
+        kept: dict[Any, Any] = {}
+        for value in values:
+            kept.setdefault(f"{value:g}" if isinstance(value, float) else value, value)
+        return tuple(kept.values())
 
 
 class Cell(NamedTuple):
@@ -103,13 +111,14 @@ def planned(grid: CompareSettings, done: Results) -> list[Cell]:
     head = [key for key in every if key[0] == grid.sets[0]]
     head += [key for key in every if key[0] != grid.sets[0] and key[1] == grid.objectives[0]]
     rest = [key for key in every if key not in head]
-    cells = [Cell(s, o, rate, seed, weight) for rate in rates for s, o in (*head, *rest)]
+    cells = [Cell(s, o, rates[0], seed, weight) for s, o in (*head, *rest)]
+    cells += [Cell(s, o, rate, seed, weight) for rate in rates[1:] for s, o in head]
     chosen = {(s, o): best(swept(grid, done, s, o)) for s, o in head if len(swept(grid, done, s, o)) == len(rates)}
     for further in grid.seeds[1:]:
         cells += [cell._replace(seed=further) for key in head if (cell := chosen.get(key))]
     for held in grid.retain_weights[1:]:
         cells += [cell._replace(weight=held) for key in head if (cell := chosen.get(key)) and key[0] == grid.sets[0]]
-    return cells
+    return cells + [Cell(s, o, rate, seed, weight) for rate in rates[1:] for s, o in rest]
 
 
 def swept(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[Cell, Mapping[str, Any]]:

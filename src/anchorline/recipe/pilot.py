@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from anchorline.errors import UNANSWERED
+from anchorline.errors import UNANSWERED, DataError
 from anchorline.evals.stats import wilson
 from anchorline.llm.cache import worth
 from anchorline.llm.costs import estimate
@@ -54,6 +54,8 @@ async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
                 return _Priced(await desk.endpoint(name), desk, settings_of(run.recipe, name), spent, counted)
 
             await make(part, await per_row(run, maker, priced), on_result=take)
+    if not part:
+        raise DataError(f"there is no row to try {maker} on: none of the prompts has an answer; see failures.jsonl")
     kept = wilson(sum(isinstance(result, Pair) for result in results), len(results))
     answered = any(isinstance(result, Pair) or result.kind not in UNANSWERED for result in results)
     priced_all = answered and all(amount.usd is not None for amount in spent.values())

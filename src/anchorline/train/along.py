@@ -29,7 +29,7 @@ class SavedAlong(TrainerCallback):
     ) -> None:
         del args, control
         ends = {math.ceil(state.max_steps * part / self.parts) for part in range(1, self.parts)}
-        if state.global_step not in ends or not state.is_world_process_zero:
+        if state.global_step not in ends - {state.max_steps} or not state.is_world_process_zero:
             return
         target, scratch = self.folder / f"step-{state.global_step}", self.folder / ".writing"
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,10 +1,10 @@
 """Causal attention for bfloat16 on a CPU, forward and backward, as batched matrix products.
 
 torch's flash kernel does not use the processor's bfloat16 products where it has no AMX: forward it takes two to three
-times, backward two to five times as long as the same products one by one. Here each is one batched product in bfloat16,
-softmax computes in float32 inside, sums over blocks are float32, and heads of a group share their keys without a copy.
-Queries go in blocks, which leave out the keys behind them; the scores of a block are computed again in the backward, so
-nothing of size [queries, keys] is kept.
+times, backward two to five times as long as the same products one by one. Here each is one batched product in bfloat16:
+scores are rounded to it, softmax computes in float32 inside, sums over blocks are float32, and heads of a group share
+their keys without a copy. Queries go in blocks, which leave out the keys behind them; the scores of a block are computed
+again in the backward, so nothing of size [queries, keys] is kept.
 
 >>> causal_attention(q, k, v)  # doctest: +SKIP
 """
@@ -68,7 +68,7 @@ def _weights(
     q_NGQD: Tensor, k_NKD: Tensor, rows: slice, last: int, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     """The attention weights [N, G·B, S] of a block, and its queries [N, G·B, D] times the scale."""
-    q = _together(q_NGQD[:, :, rows]) * scale
+    q = _together(q_NGQD[:, :, rows]) * scale  # exact in bfloat16 where the scale is a power of two, as for most models
     scores = q @ k_NKD[:, :last].transpose(1, 2)
     count = rows.stop - rows.start
     # without a window all but the block's own square is seen by each of its queries

@@ -66,7 +66,9 @@ def row_mask(layout: tuple[Branching, ...], window: int | None, device: torch.de
         return (query >= key) & (own | opening) & near
 
     tokens = len(example)
-    return create_block_mask(seen, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device)
+    return create_block_mask(
+        seen, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device, _compile=device.type == "cuda"
+    )
 
 
 def places(layout: tuple[Branching, ...]) -> tuple[list[int], list[int], list[int]]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from anchorline.data.jsonl import read_jsonl
+from anchorline.data.jsonl import read_appended
 from anchorline.train.processes import gathered
 from anchorline.train.tokenise import Example, response_key
 
@@ -35,11 +35,14 @@ def from_text(text: str) -> np.ndarray:
 
 
 def read_reference_tokens(place: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """The log-probs of the wanted answers' tokens, by `response_key`, from a file or a folder of files, line by line."""
+    """The log-probs of the wanted answers' tokens, by `response_key`, from a file or a folder of files.
+
+    A file that a full disk or a kill has cut short is read as far as it goes.
+    """
     return {
         row["answer"]: from_text(row["tokens"])
         for file in (sorted(place.glob("*.jsonl")) if place.is_dir() else [place])
-        for _, row in read_jsonl(file)
+        for _, row in read_appended(file).rows
         if row["answer"] in wanted and "tokens" in row
     }
 
