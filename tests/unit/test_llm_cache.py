@@ -31,7 +31,7 @@ from anchorline.errors import (
     Throttled,
 )
 from anchorline.llm.budget import Amount
-from anchorline.llm.cache import CachedEndpoint, RequestCache
+from anchorline.llm.cache import CachedEndpoint, RequestCache, make_record
 from anchorline.llm.costs import Bill, Ledger
 from anchorline.llm.explain import explain
 from anchorline.llm.fake import FakeEndpoint, Slow, broken, throttled, truncated
@@ -39,8 +39,9 @@ from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, read_messages, request_key
 from anchorline.llm.pool import Pool
 from anchorline.llm.settings import EndpointSettings, Prices
+from anchorline.llm.store import Payment, Record
 from anchorline.llm.types import Reply, Request
-from anchorline.llm.upkeep import prune, stats
+from anchorline.llm.upkeep import price_later, prune, stats
 from anchorline.types import Message
 
 HELLO = Request((Message("system", "Be kind."), Message("user", "Hello there")), max_tokens=100)
@@ -240,7 +241,7 @@ def test_a_reply_is_on_disk_before_it_is_given_out(file: Path) -> None:
 
 KILLED = """
 import asyncio, os, signal, sys
-from anchorline.llm.cache import CachedEndpoint, RequestCache
+from anchorline.llm.cache import CachedEndpoint, RequestCache, make_record
 from anchorline.llm.fake import FakeEndpoint
 from anchorline.llm.types import Request
 from anchorline.types import Message
@@ -482,3 +483,21 @@ def test_a_reply_whose_asker_was_told_to_stop_is_written_all_the_same(tmp_path: 
     with RequestCache(tmp_path / "c") as cache:
         assert cache.read("SELECT count(*), count(DISTINCT text) FROM requests") == [(5, 1)]
         assert cache.read("SELECT count(*) FROM payments") == [(5,)]
+
+
+def test_a_late_price_counts_batches_at_half(file: Path) -> None:
+    def paid(index: int, seconds: float) -> tuple[Record, Payment | None]:
+        return make_record(
+            f"key {index}", "m", "[]", "{}", HELLO, Reply("x", "stop", 10, 20),
+            run="r", attempts=1, seconds=seconds, price=None,
+        )  # fmt: skip
+
+    async def main(cache: RequestCache) -> None:
+        for index, seconds in enumerate((0.0, 0.0, 0.3)):  # two of a batch, one that was waited for
+            await cache.put(*paid(index, seconds))
+        await price_later(cache, "r", {"m": Prices(input=1e6, output=2e6)})
+
+    with RequestCache(file) as cache:
+        asyncio.run(main(cache))
+        assert cache.spent("r").usd == 25 + 25 + 50
+        assert [usd for (usd,) in cache.read("SELECT usd FROM requests ORDER BY key", ())] == [25, 25, 50]
