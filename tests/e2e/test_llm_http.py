@@ -27,7 +27,6 @@ from anchorline.llm.batch import run_batch
 from anchorline.llm.budget import Budget
 from anchorline.llm.build import build
 from anchorline.llm.cache import RequestCache
-from anchorline.llm.costs import Ledger
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Answer, FakeServer
 from anchorline.llm.openai_http import OpenAIEndpoint
@@ -282,26 +281,22 @@ def test_a_throttled_server_does_not_hold_the_others_back() -> None:
 def test_a_whole_endpoint_caches_counts_and_stops_at_its_budget(tmp_path: Path) -> None:
     price = Prices(input=1e6, output=1e6)
 
-    async def main(most: float, rows: int) -> tuple[int, Ledger]:
-        ledger = Ledger()
+    async def main(most: float, rows: int) -> tuple[int, float, int]:
         async with FakeServer(reply=lambda body: "one two three") as server:
             settings = EndpointSettings(model="fake", base_url=server.url, prices=price)
             with RequestCache(tmp_path / "requests.sqlite") as cache:
                 budget = Budget(BudgetSettings(max_usd=most), spent=cache.spent("r"))
-                async with build(settings, cache=cache, run="r", ledger=ledger, budget=budget) as endpoint:
+                async with build(settings, cache=cache, run="r", budget=budget) as endpoint:
                     calls = (endpoint.complete(ask(i, stage="s")) for i in range(rows))
                     results = await asyncio.gather(*calls, return_exceptions=True)
                 assert {type(r) for r in results} <= {Reply, BudgetReached}
                 assert cache.spent("r").usd <= most
-            return sum(isinstance(r, Reply) for r in results), ledger
+                return sum(isinstance(r, Reply) for r in results), cache.spent("r").usd, len(server.bodies)
 
     # five dollars a row (two words asked, three said), at worst 62 (a guess of 12, and 50 said)
-    done, ledger = asyncio.run(main(100, 30))
-    assert done == 8 and ledger.stages["s"].usd == 40
-    done, ledger = asyncio.run(main(100, 30))
-    assert done == 8 and ledger.stages["s"].usd == 0 and ledger.stages["s"].hits == 8
-    done, ledger = asyncio.run(main(1000, 30))
-    assert done == 30 and ledger.stages["s"].calls == 22
+    assert asyncio.run(main(100, 30)) == (8, 40, 8)
+    assert asyncio.run(main(100, 30)) == (8, 40, 0)
+    assert asyncio.run(main(1000, 30)) == (30, 150, 22)
 
 
 def test_a_connection_is_used_again_and_closed_at_the_end() -> None:
@@ -347,8 +342,7 @@ def direct(file: Path, requests: list[Request]) -> list[Any]:
 def test_a_batch_fills_the_cache_at_half_the_price(tmp_path: Path) -> None:
     requests = [ask(i, stage="s") for i in range(30)]
     plan = FaultPlan(error=0.2, truncate=0.2, seed=3)
-    ledger = Ledger()
-    found = batch(tmp_path / "c", FakeServer(plan=plan), [*requests, requests[0]], ledger=ledger)
+    found = batch(tmp_path / "c", FakeServer(plan=plan), [*requests, requests[0]])
     assert found.answered + found.failed == 30 and found.failed > 1 and found.unanswered == found.hits == 0
     results = direct(tmp_path / "c", requests)
     assert sum(isinstance(r, ServerError) for r in results) == found.failed
@@ -356,7 +350,8 @@ def test_a_batch_fills_the_cache_at_half_the_price(tmp_path: Path) -> None:
     assert all(r.cached and "said: question" in (r.text + " said: question") for r in replies)
     assert {r.finish for r in replies} == {"stop", "length"}
     tokens = sum((r.prompt_tokens or 0) + (r.completion_tokens or 0) for r in replies)
-    assert ledger.stages["s"].usd == tokens / 2
+    with RequestCache(tmp_path / "c") as cache:
+        assert cache.spent("r").usd == tokens / 2
 
 
 def test_a_batch_asks_only_for_what_is_missing(tmp_path: Path) -> None:

@@ -200,9 +200,11 @@ def test_what_the_conversation_says_too_is_no_allusion() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [f'"{TEXT}"', f"“{TEXT}”", f"«{TEXT}»", f"Answer: {TEXT}", f"**Assistant:**\n{TEXT}", f"[assistant]\n{TEXT}", 
+    [f'"{TEXT}"', f"“{TEXT}”", f"«{TEXT}»", f"Answer: {TEXT}", f"**Assistant:**\n{TEXT}", f"[assistant]\n{TEXT}",
      f"<p>{TEXT}</p>", f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}", f"- It left.\n+ {TEXT}",
-     f"{TEXT}<|im_end|>", f"{TEXT}</s>", f"{TEXT}<end_of_turn>", f"\\n{TEXT}\\n"],
+     f"{TEXT}<|im_end|>", f"{TEXT}</s>", f"{TEXT}<end_of_turn>", f"\\n{TEXT}\\n", f"<revised>{TEXT}</revised>",
+     f'{{"revision": "{TEXT}"}}', f"{{'Answer': '{TEXT}'}}", f"Output: {TEXT}", f"**Final version:**\n{TEXT}",
+     f"`{TEXT}`", f"``{TEXT}``"],
 )  # fmt: skip
 def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
     assert parse(framed(text)).status == parse(f"Why.\n{OPEN}\n{text}").status == "dressed"
@@ -213,10 +215,63 @@ def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.",
-     "Say <p>.", "1 + 1\n- 2", "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days."],
+     "Say <p>.", "1 + 1\n- 2", "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days.",
+     "`ls` lists, `cd` goes", "Output devices: a printer.", '{"left": "Monday"}', "<b>It left</b> on Monday."],
 )  # fmt: skip
 def test_a_text_that_only_looks_wrapped_is_used(text: str) -> None:
     assert parse(framed(text)) == Parsed("clean", text, "It lacks the days.")
+
+
+REMARKS = (
+    "\n\nNote: I removed the apology to meet the guideline.", "\nNote: I removed the apology to meet the guideline.",
+    "\n\n(Changes: removed the apology.)", "\n(Changes: removed the apology.)", "\n\n---\nRemoved: the apology",
+    "\n---\nRemoved: the apology", "\n\nI removed the apology.", "\n\n*Apology removed; rest unchanged.*",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+def test_a_remark_on_the_edit_is_not_learnt(remark: str) -> None:
+    assert parse(framed(TEXT + remark)).status == "self_referring"
+    assert parse(f"Why.\n{OPEN}\n{TEXT}{remark}").status in ("self_referring", "dressed")
+    assert parse(framed(TEXT + remark), original=ORIGINAL + remark).status == "clean"  # the answer's own
+
+
+@pytest.mark.parametrize("remark", ["I dropped the greeting.", "The greeting was dropped.", "*Greeting shortened.*"])
+def test_what_may_be_a_remark_counts_where_no_end_marker_is(remark: str) -> None:
+    text = f"{TEXT}\n\n{remark}"
+    assert parse(f"Why.\n{OPEN}\n{text}").status == "self_referring"
+    assert parse(framed(text)).text == text
+    assert parse(f"Why.\n{OPEN}\n{text}", original=f"{ORIGINAL}\n\n{remark}").text == text
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["Note: the shop is closed on Sunday.", "Your refund was made, and your parcel has been sent.", "The rest is unchanged.",
+     "I removed the item from your basket.", "I have added a note to your order.", "Fixed price: 5 pounds.",
+     "Note: I can only see orders of this year."],
+)  # fmt: skip
+def test_an_answer_may_end_with_a_note(end: str) -> None:
+    assert parse(framed(f"{TEXT}\n\n{end}")) == Parsed("clean", f"{TEXT}\n\n{end}", "It lacks the days.")
+    assert parse(framed(TEXT), original=f"{ORIGINAL}\n\n(Changes: none)").status == "clean"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["N/A", "n/a.", "No changes needed.", "No edits are necessary.", "The answer is already good.",
+     "This answer needs no change.",      "(same as before, without the apology)",
+     "[Unchanged]", "Nothing to change.", "*(as above)*"],
+)  # fmt: skip
+def test_words_that_stand_for_an_answer_are_none(text: str) -> None:
+    assert parse(framed(text)).status == parse(f"Why.\n{OPEN}\n{text}").status == "empty"
+    assert parse(framed(text), original=f"It left.\n{text}").status == "clean"  # one of the answer's own lines
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is 42.", "No.", "None.", "The same day.", f"As before:\n{TEXT}", "Napping."]
+)
+def test_a_short_answer_is_one(text: str) -> None:
+    assert parse(framed(text)).text == text
+    assert parse(framed(text)).usable
 
 
 def test_an_answer_that_declines_may_go_on_declining() -> None:
@@ -248,9 +303,10 @@ def test_a_heading_that_the_answer_had_stays() -> None:
 
 
 def test_json_that_is_the_answer_stays() -> None:
-    text = '{"revision": "7", "left": true}'
-    assert parse(framed(text)) == Parsed("clean", text, "It lacks the days.")
-    assert parse(framed(text, after="\nDone.")).text == text
+    text, had = '{"revision": "7", "left": true}', '{"revision": "6", "left": true}'
+    assert parse(framed(text), original=had) == Parsed("clean", text, "It lacks the days.")
+    assert parse(framed(text, after="\nDone."), original=had).text == text
+    assert parse(framed('{"order": "7"}')).status == "clean"
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="shared/data/clair_gpt4_revisions.jsonl is not there")
@@ -325,7 +381,8 @@ def test_a_clean_block_is_found_after_any_closed_thought(noise: str) -> None:
 @pytest.mark.parametrize(
     "piece",
     ["*", " ", "\n", "<", "<<<", "[", "```\n", "<think>", OPEN, OPEN + "\n", "\n" + CLOSE, '{"a": ', '{"revision": "', "- ",
-     "revised ", "I can't ", "the original ", "=" * 40 + "\n", "\r", "“", "{"],
+     "revised ", "I can't ", "the original ", "=" * 40 + "\n", "\r", "“", "{", "`",
+     "a ", "rest ", "removed ", "\n\ni removed ", "(a: "],
 )  # fmt: skip
 def test_a_long_reply_of_one_thing_is_read_in_one_pass(piece: str) -> None:
     """Of a pattern that backtracks, a test would not see the end."""

@@ -14,7 +14,7 @@ from anchorline.data import read_json, read_jsonl
 from anchorline.data import write_rows as write_table
 from anchorline.errors import RecipeError
 from anchorline.recipe import load_recipe, run
-from tiny_chat import save_tiny_chat, write_recipe, write_rows
+from tiny_chat import STYLE, save_tiny_chat, write_recipe, write_rows
 
 THINGS = ("hat", "map", "key", "bag", "cup", "lamp")
 QUICK = ["train.dtype=float32", "train.learning_rate=0.01", "train.lora.rank=2", "pairs.heldout=0.34"]
@@ -158,3 +158,16 @@ def test_pairs_serve_objectives_of_labelled_answers(model: Path, tmp_path: Path)
     trained(model, tmp_path, "p.jsonl", "train.objective=kto")
     [step] = rows(tmp_path / "out" / "train" / "metrics.jsonl")
     assert step["chosen_reward"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_set_without_a_model_has_its_page(tmp_path: Path) -> None:
+    (tmp_path / "style.yaml").write_text(json.dumps(STYLE))
+    asked = [{"role": "user", "content": "the hat"}]
+    write_rows(tmp_path / "a.jsonl", [{"id": f"a{i}", "prompt": asked, "text": f"hat {i} left"} for i in range(3)])
+    recipe = recipe_of_data("pairs.answers", str(tmp_path / "a.jsonl"), [f"style={tmp_path / 'style.yaml'}"])
+    run(recipe, tmp_path / "out", maker="clair")
+    with pytest.raises(RecipeError, match="`model` is lacking"):
+        run(recipe, tmp_path / "out")
+    assert run(recipe, tmp_path / "out", upto="page")["pairs"] == 3
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "set clair" in page and "Word overlap" in page and "This stage has not run: training" in page

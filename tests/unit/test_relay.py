@@ -65,10 +65,10 @@ def desk(cache: RequestCache, most_tokens: int | None = None) -> Relay:
     budget = Budget(BudgetSettings(max_tokens=most_tokens), spent=cache.spent("r"))
 
     def build(name: str, inner: Endpoint) -> Endpoint:
-        return around(inner, SETTINGS, cache=cache, run="r", ledger=ledger, budget=budget)
+        return around(inner, SETTINGS, cache=cache, run="r", bill=bills, budget=budget)
 
-    ledger = ByShard()
-    return Relay(build, ledger)
+    bills = ByShard()
+    return Relay(build, bills)
 
 
 def worker(relay: Relay, model: Model, shard: str = "0") -> Relayed:

@@ -122,10 +122,12 @@ def train(
 def report(recipe: Recipe, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:
     """Write report.html, README.md and summary.json, after whatever stage is not up to date.
 
+    Without a model the page shows the pairs: how they were made, how contrastive they are, what they cost.
+
     [bold]Examples[/bold]
 
       anchorline report runs/harbour
 
       anchorline report recipes/harbour.yaml --out runs/try
     """
-    run_stage(recipe, settings(overrides), out, upto="report", as_json=as_json, command="report")
+    run_stage(recipe, settings(overrides), out, upto="page", as_json=as_json, command="report")

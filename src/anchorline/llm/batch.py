@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from anchorline.errors import BadReply, BudgetReached, ConnectionLost, EndpointError, EndpointTimeout, KeyRefused
 from anchorline.llm.budget import Amount, Budget, worst_case
 from anchorline.llm.cache import RequestCache, is_hit, make_record
-from anchorline.llm.costs import Ledger
 from anchorline.llm.keys import messages_json, read_messages, request_key, settings_json
 from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body, retry_after
 from anchorline.llm.prices import BATCH_SHARE, find_price
@@ -59,7 +58,6 @@ async def run_batch(
     *,
     run: str,
     settings: EndpointSettings,
-    ledger: Ledger | None = None,
     budget: Budget | None = None,
     retry_failed: bool = False,
     poll: float = POLL,
@@ -72,7 +70,7 @@ async def run_batch(
         EndpointError, KeyRefused: the endpoint did not take or give a file; running again goes on from there.
 
     """
-    order = _Order(endpoint, cache, run, settings, ledger or Ledger(), budget, poll, sleep)
+    order = _Order(endpoint, cache, run, settings, budget, poll, sleep)
     await order.collect_all()
     lines, hits = order.missing(requests, retry_failed=retry_failed)
     unanswered = 0
@@ -91,13 +89,12 @@ class _Order:
         cache: RequestCache,
         run: str,
         settings: EndpointSettings,
-        ledger: Ledger,
         budget: Budget | None,
         poll: float,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._endpoint, self._cache, self._run, self._settings = endpoint, cache, run, settings
-        self._ledger, self._budget, self._poll, self._sleep = ledger, budget, poll, sleep
+        self._budget, self._poll, self._sleep = budget, poll, sleep
         full = find_price(settings)
         self._price = full and Prices(input=full.input * BATCH_SHARE, output=full.output * BATCH_SHARE)
         self.ids: list[str] = []
@@ -237,13 +234,10 @@ class _Order:
         await self._cache.put(record, payment)
         if payment is None:
             self.failed += 1
-            self._ledger.failed(stage)
             return
         self.answered += 1
-        prompt, completion, usd = payment.prompt_tokens, payment.completion_tokens, payment.usd
-        self._ledger.paid(stage, prompt, completion, usd=usd, guessed=payment.guessed)
         if self._budget is not None:
-            self._budget.pay(Amount(prompt + completion, usd or 0.0))
+            self._budget.pay(Amount(payment.prompt_tokens + payment.completion_tokens, payment.usd or 0.0))
 
     def _outcome(self, result: Any) -> Reply | EndpointError | KeyRefused:
         url = self._settings.urls[0]

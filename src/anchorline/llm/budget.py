@@ -7,8 +7,8 @@ does not stop before less than one call's worst case is left.
 
 >>> import asyncio
 >>> from anchorline.llm.fake import FakeEndpoint
->>> budget, ledger = Budget(BudgetSettings(max_tokens=20)), Ledger()
->>> endpoint = Metered(FakeEndpoint("two words"), ledger=ledger, budget=budget, price=None)
+>>> budget = Budget(BudgetSettings(max_tokens=20))
+>>> endpoint = Metered(FakeEndpoint("two words"), budget=budget, price=None)
 >>> asyncio.run(endpoint.complete(Request((), max_tokens=15))).text
 'two words'
 >>> budget.tokens
@@ -21,8 +21,7 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
-from anchorline.errors import BudgetReached, EndpointError, RecipeError
-from anchorline.llm.costs import Ledger
+from anchorline.errors import BudgetReached, RecipeError
 from anchorline.llm.guess import guess_prompt_tokens, used_tokens
 from anchorline.llm.settings import BudgetSettings, Prices
 from anchorline.llm.types import Endpoint, Reply, Request
@@ -130,17 +129,15 @@ class Budget:
 
 
 class Metered:
-    """An endpoint whose calls are paid from a budget and written into a ledger."""
+    """An endpoint whose calls are paid from a budget."""
 
-    def __init__(
-        self, endpoint: Endpoint, *, ledger: Ledger, budget: Budget | None = None, price: Prices | None = None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, *, budget: Budget | None = None, price: Prices | None = None) -> None:
         if budget is not None and budget.settings.max_usd is not None and price is None:
             raise RecipeError(
                 f"max_usd is set, but no price is known for the model {endpoint.model!r}: give its `prices` (input and "
                 "output, in USD per million tokens), or limit max_tokens instead"
             )
-        self._endpoint, self._ledger, self._budget, self.price = endpoint, ledger, budget, price
+        self._endpoint, self._budget, self.price = endpoint, budget, price
 
     @property
     def model(self) -> str:
@@ -159,14 +156,9 @@ class Metered:
             self._budget.settle(worst, paid)
 
     async def _call(self, request: Request) -> tuple[Reply, Amount]:
-        try:
-            reply = await self._endpoint.complete(request)
-        except EndpointError:
-            self._ledger.failed(request.stage)
-            raise
-        prompt, completion, guessed = used_tokens(request, reply)
+        reply = await self._endpoint.complete(request)
+        prompt, completion, _ = used_tokens(request, reply)
         usd = self.price.cost(prompt, completion) if self.price else None
-        self._ledger.paid(request.stage, prompt, completion, usd=usd, guessed=guessed)
         return reply, Amount(prompt + completion, usd or 0.0)
 
 

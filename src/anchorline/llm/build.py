@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 from anchorline.llm.budget import Budget, Metered
 from anchorline.llm.cache import CachedEndpoint, RequestCache
-from anchorline.llm.costs import Ledger
+from anchorline.llm.costs import Bill
 from anchorline.llm.local_endpoint import LocalEndpoint
 from anchorline.llm.openai_http import OpenAIEndpoint
 from anchorline.llm.pool import Pool
@@ -32,19 +32,19 @@ async def build(
     *,
     cache: RequestCache | None = None,
     run: str = "",
-    ledger: Ledger | None = None,
+    bill: Bill | None = None,
     budget: Budget | None = None,
     retry_failed: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[Endpoint]:
-    """The whole endpoint, closed at the end. `ledger` and `budget` are shared by all endpoints of a run.
+    """The whole endpoint, closed at the end. `bill` and `budget` are shared by all endpoints of a run.
 
     Raises:
         UserError: the key is missing, a limit of money lacks a price, or a local model is not there.
 
     """
     async with model_of(settings, environ=environ) as inner:
-        yield around(inner, settings, cache=cache, run=run, ledger=ledger, budget=budget, retry_failed=retry_failed)
+        yield around(inner, settings, cache=cache, run=run, bill=bill, budget=budget, retry_failed=retry_failed)
 
 
 def model_of(settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ) -> LocalEndpoint | OpenAIEndpoint:
@@ -58,16 +58,15 @@ def around(
     *,
     cache: RequestCache | None = None,
     run: str = "",
-    ledger: Ledger | None = None,
+    bill: Bill | None = None,
     budget: Budget | None = None,
     retry_failed: bool = False,
 ) -> Endpoint:
     """Pool, budget and cache around the model `inner`, which makes the calls."""
-    ledger = ledger or Ledger()
     price = find_price(settings)
     # in process, the batch is the bound and nothing throttles
     pooled: Endpoint = inner if settings.runs_here else Pool(inner, settings)
-    metered = Metered(pooled, ledger=ledger, budget=budget, price=price)
+    metered = Metered(pooled, budget=budget, price=price)
     if cache is None:
         return metered
     return CachedEndpoint(
@@ -77,5 +76,5 @@ def around(
         retry_failed=retry_failed,
         extra_body={} if settings.runs_here else settings.extra_body,
         price=price,
-        ledger=ledger,
+        bill=bill,
     )

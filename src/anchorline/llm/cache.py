@@ -34,7 +34,7 @@ from anchorline.errors import (
     Throttled,
 )
 from anchorline.llm.budget import Amount
-from anchorline.llm.costs import Ledger
+from anchorline.llm.costs import Bill
 from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, request_key, settings_json
 from anchorline.llm.pool import ATTEMPTS, Attempts
@@ -163,10 +163,10 @@ class CachedEndpoint:
         retry_failed: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         price: Prices | None = None,
-        ledger: Ledger | None = None,
+        bill: Bill | None = None,
     ) -> None:
         self._endpoint, self._cache, self._run, self._retry_failed = endpoint, cache, run, retry_failed
-        self._extra_body, self._price, self._ledger = extra_body, price, ledger
+        self._extra_body, self._price, self._bill = extra_body, price, bill
         self._in_flight: dict[tuple[str, int], asyncio.Future[Reply | EndpointError | None]] = {}
 
     @property
@@ -196,12 +196,10 @@ class CachedEndpoint:
             leader.set_result(outcome)
 
     def _hit(self, request: Request, outcome: Reply | EndpointError, stored: Record | None) -> Reply:
-        if self._ledger is not None:
-            self._ledger.hit(request.stage)
         if isinstance(outcome, EndpointError):
             raise outcome.with_traceback(None)
-        if self._ledger is not None and stored is not None:
-            self._ledger.used(stored.key, *worth(request, stored))
+        if self._bill is not None and stored is not None:
+            self._bill.add(stored.key, *worth(request, stored))
         return Reply(
             outcome.text, outcome.finish, outcome.prompt_tokens, outcome.completion_tokens, outcome.model, cached=True
         )
@@ -230,8 +228,8 @@ class CachedEndpoint:
             price=self._price,
         )
         await self._cache.put(record, payment)
-        if self._ledger is not None and payment is not None:
-            self._ledger.used(key, payment.prompt_tokens + payment.completion_tokens, payment.usd)
+        if self._bill is not None and payment is not None:
+            self._bill.add(key, payment.prompt_tokens + payment.completion_tokens, payment.usd)
         return outcome
 
 

@@ -1,9 +1,7 @@
-"""What calls cost: by stage, by the replies that are used, and an estimate for a whole run from a pilot of a few rows.
+"""What calls cost: the bill of the replies that are used, and an estimate for a whole run from a pilot of a few rows.
 
->>> ledger = Ledger()
->>> ledger.paid("revise", 100, 50, usd=0.002)
->>> ledger.stages["revise"].usd, ledger.total().completion_tokens
-(0.002, 50)
+What was paid, by stage, stands in the cache's table of payments.
+
 >>> estimate([0.01, 0.02, 0.03], 100).mean
 2.0
 """
@@ -13,29 +11,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from anchorline.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What the calls of one stage came to. `usd` is None where a price is unknown: that is not 0."""
-
-    calls: int = 0
-    hits: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float | None = 0.0
-    guessed: int = 0
-    """Calls whose endpoint told no token counts, so that they had to be guessed."""
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and reply together."""
-        return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(slots=True)
@@ -67,55 +46,6 @@ class Bill:
     def usd(self) -> float | None:
         """Dollars; None where one of the prices is unknown."""
         return known_sum([usd for _, usd in self.replies.values()])
-
-
-class Ledger:
-    """Adds up what this process's calls cost, by stage, and holds the bill of the replies that were used."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, Cost] = {}
-        self.bill = Bill()
-
-    def paid(
-        self, stage: str, prompt_tokens: int, completion_tokens: int, *, usd: float | None, guessed: bool = False
-    ) -> None:
-        """A call was answered and cost this much."""
-        cost = self.stages.get(stage, Cost())
-        self.stages[stage] = replace(
-            cost,
-            calls=cost.calls + 1,
-            prompt_tokens=cost.prompt_tokens + prompt_tokens,
-            completion_tokens=cost.completion_tokens + completion_tokens,
-            usd=None if usd is None or cost.usd is None else cost.usd + usd,
-            guessed=cost.guessed + guessed,
-        )
-
-    def hit(self, stage: str) -> None:
-        """A request was answered without a call."""
-        cost = self.stages.get(stage, Cost())
-        self.stages[stage] = replace(cost, hits=cost.hits + 1)
-
-    def used(self, key: str, tokens: int, usd: float | None) -> None:
-        """A reply is used, that cost this much whenever it was paid for."""
-        self.bill.add(key, tokens, usd)
-
-    def failed(self, stage: str) -> None:
-        """A request ended in an error."""
-        cost = self.stages.get(stage, Cost())
-        self.stages[stage] = replace(cost, failed=cost.failed + 1)
-
-    def total(self) -> Cost:
-        """All stages together. Dollars are unknown where one of them is."""
-        costs = self.stages.values()
-        return Cost(
-            calls=sum(cost.calls for cost in costs),
-            hits=sum(cost.hits for cost in costs),
-            failed=sum(cost.failed for cost in costs),
-            prompt_tokens=sum(cost.prompt_tokens for cost in costs),
-            completion_tokens=sum(cost.completion_tokens for cost in costs),
-            usd=known_sum([cost.usd for cost in costs]),
-            guessed=sum(cost.guessed for cost in costs),
-        )
 
 
 def known_sum(amounts: Sequence[float | None]) -> float | None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from anchorline.errors import DataError
 from anchorline.llm.cache import RequestCache
+from anchorline.llm.prices import BATCH_SHARE
 from anchorline.llm.settings import Prices
 from anchorline.llm.store import connect, readable
 
@@ -104,7 +105,8 @@ def prune(
 async def price_later(cache: RequestCache, run: str, prices: Mapping[str, Prices]) -> None:
     """Price what a run paid while the prices (by model) were not known: so a pilot tells them, and budgets count it all.
 
-    Replies of a batch cannot be told from others; they are priced as if they had been asked for one by one.
+    Replies of a batch are known by their 0 seconds and priced at their share. One that was asked again since, because it
+    was cut, or whose row was pruned, cannot be told from others and counts in full.
     """
     query = "SELECT DISTINCT model FROM payments WHERE run = ? AND usd IS NULL"
     unpriced = [model for (model,) in cache.read(query, (run,)) if model in prices]
@@ -113,9 +115,10 @@ async def price_later(cache: RequestCache, run: str, prices: Mapping[str, Prices
         for model in unpriced:
             price = prices[model]
             db.execute(
-                "UPDATE payments SET usd = (prompt_tokens * ? + completion_tokens * ?) / 1e6"
-                " WHERE run = ? AND model = ? AND usd IS NULL",
-                (price.input, price.output, run, model),
+                "UPDATE payments SET usd = (prompt_tokens * ? + completion_tokens * ?) / 1e6 * CASE WHEN EXISTS"
+                " (SELECT 1 FROM requests WHERE key = payments.key AND at = payments.at AND seconds = 0)"
+                " THEN ? ELSE 1 END WHERE run = ? AND model = ? AND usd IS NULL",
+                (price.input, price.output, BATCH_SHARE, run, model),
             )
             db.execute(
                 "UPDATE requests SET usd = payments.usd FROM payments WHERE payments.key = requests.key"

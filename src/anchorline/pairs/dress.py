@@ -15,11 +15,19 @@ import re
 
 _DRESSES: dict[str, re.Pattern[str]] = {
     "a label": re.compile(
-        r"\A\W{0,4}(?:(?:final )?answer|assistant|response|reply)(?:\W{0,4}:|\W{1,4}\n)", re.IGNORECASE
+        r"\A\W{0,4}(?:(?:final )?(?:answer|output)|(?:final|new) (?:version|text|response|reply)|assistant|response|reply)"
+        r"(?:\W{0,4}:|\W{1,4}\n)",
+        re.IGNORECASE,
     ),
     "tags": re.compile(
-        r"\A<(?:(?:/?(?:answer|response|reply|assistant|output|text|html|body|p|div)>)|!\[CDATA\[)", re.IGNORECASE
+        r"\A<(?:(?:/?(?:answer|response|reply|assistant|output|text|revised|revision|html|body|p|div)>)|!\[CDATA\[)",
+        re.IGNORECASE,
     ),
+    "JSON": re.compile(
+        r"\A\{\s{0,40}[\"'][^\"'\n]{0,40}?(?:revis|answer|response|reply|output|corrected)[^\"'\n]{0,40}[\"']\s{0,9}:",
+        re.IGNORECASE,
+    ),
+    "backticks": re.compile(r"\A(`{1,2})[^`]*\1\Z"),
     "quotation marks": re.compile(
         r"\A(?:\"[^\"]*\"|“[^“”]*”|«[^«»]*»|„[^„“”]*[“”]|'{3}.*'{3}|\"{3}.*\"{3})\Z", re.DOTALL
     ),

@@ -10,7 +10,7 @@ A revision can be used if its status is `clean` or `tolerated:WHAT`. The others 
     truncated        the token limit cut the reply        no_marker         no revision can be told from the reasoning
     filtered         the endpoint withheld the text       ambiguous         several, and which one is meant is not clear
     refused          it declines                          marker_inside     a marker stands within the revision
-    empty            nothing, or nothing but marks        bad_json          JSON that cannot be read
+    empty            nothing, or words for nothing        bad_json          JSON that cannot be read
     identical        the answer as it was                 self_referring    it alludes to being a revision
     dressed          wrapped in what is no part of it
 
@@ -29,7 +29,7 @@ from anchorline.measure import jaccard, words
 from anchorline.pairs.dress import dress
 from anchorline.pairs.json_reply import revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
-from anchorline.pairs.phrases import is_refusal, self_reference
+from anchorline.pairs.phrases import is_refusal, no_answer, self_reference
 from anchorline.pairs.remarks import added_label, closing_remark
 from anchorline.types import Messages
 
@@ -82,11 +82,11 @@ def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: M
         status = "refused"
     asked = "\n".join(turn.content for turn in prompt)
     status = status or _fault(found.text, original, asked)
-    if not status and "no_end" in found.oddities:
-        if closing_remark(found.text, original, asked):
-            status = "self_referring"
-        elif added_label(found.text, original):
-            status = "dressed"
+    ended = "no_end" not in found.oddities
+    if not status and closing_remark(found.text, original, asked, ended=ended):
+        status = "self_referring"
+    elif not status and not ended and added_label(found.text, original):
+        status = "dressed"
     return Parsed(status or _how(found.oddities), found.text, found.reasoning)
 
 
@@ -96,6 +96,8 @@ def _fault(text: str, original: str, asked: str) -> str:
         return "empty"
     if text.split() == original.split():
         return "identical"
+    if no_answer(text, original, asked):
+        return "empty"
     if dress(text, original):
         return "dressed"
     if is_refusal(text, original):

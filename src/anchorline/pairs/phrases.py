@@ -46,10 +46,30 @@ _HINTS = (
 """One of these is in all that the patterns above match."""
 _EDITING = re.compile(r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|improv|correct|proofread|polish|draft)")
 
+_NO_ANSWER = re.compile(
+    r"\A\W{0,8}(?:n/a|no (?:further |other )?(?:changes?|edits?|revisions?|corrections?)(?: (?:is|are|was|were))? "
+    r"(?:needed|necessary|required|made)|nothing (?:needs? to be |to |was |has been )?changed?"
+    r"|(?:the|this|your)(?: original| current)? (?:answer|response|reply) (?:is (?:already|good|fine|perfect|unchanged)"
+    r"|already|needs no|requires no|(?:does not|doesn't) need|remains|stays|can stay)\b"
+    r"|(?:the )?same (?:answer |text |response |reply )?as (?:before|above|the original|it was)\b"
+    r"|(?:as|see) (?:before|above)\b|unchanged)[^\n]{0,120}\Z"
+)
+"""All of a text that stands where an answer should and is none."""
+
 
 def is_refusal(text: str, original: str) -> bool:
     """Whether a reply declines to do the edit."""
     return _declines(text) and not _declines(original)
+
+
+def no_answer(text: str, original: str, asked: str) -> bool:
+    """Whether a text only says that there is nothing to change, or what has changed: "N/A", "Same as before".
+
+    >>> no_answer("No changes needed.", "It left.", "When?"), no_answer("The answer is 42.", "41.", "What is it?")
+    (True, False)
+    """
+    said = plain(text.strip())
+    return _NO_ANSWER.search(said) is not None and said.strip("\"'().*_ ") not in plain(f"{original}\n{asked}")
 
 
 def self_reference(text: str, original: str, asked: str) -> str | None:

@@ -1,10 +1,12 @@
-r"""Closing remarks: what a reviser says about its edit below a revision that no end marker ends.
+r"""Closing remarks: what a reviser says about its edit below the revision, where it would be learnt as the last paragraph.
 
-Where the end marker is there, what stands behind it is no part of the revision. Where it lacks, a remark would be learnt as
-the answer's last paragraph, so such a reply is not used.
+Behind an end marker it is no part of the revision. Before one, what is said of an edit and of nothing else counts; where the
+end marker lacks, what may be said of something else counts too, as the reply may have run on into its explanation.
 
 >>> closing_remark("Hold it for ten seconds.\n\n**Explanation of changes:** the time was wrong.", "Press it.", "How?")
 'explanation of changes:'
+>>> closing_remark("Hold it.\n\n*Apology removed.*", "Sorry! Hold it.", "How?", ended=False)
+'apology removed.'
 
 A label such as "**Explanation:**" may head a part of the answer, or a word to whoever asked for the edit. Without an end
 marker nobody can tell, so it counts as a remark, unless the original has as many of that label:
@@ -40,6 +42,8 @@ _SURELY = re.compile(
     rf"|^\W{{0,8}}the changes (?:are|were) (?:small|minimal|minor|few|limited)\b"
     rf"|^\W{{0,8}}\({_DID} (?:the|an?|all|some|only)\b[^)\n]{{0,200}}\)$"
     rf"|^\W{{0,8}}(?:note|explanation|comment)s?\W{{1,6}}(?:[^.\n]{{0,60}} )?{_I_DID}"
+    rf"|^\W{{0,8}}{_DID}:|\b(?:rest|everything else|all else) (?:left |kept )?unchanged\b"
+    rf"|^\W{{0,8}}{_I_DID} (?:the|an?|all|your|its)\b[^.\n]{{0,60}}\b(?:apolog\w{{1,4}}|exclamation|wording|phrasing|guideline)"
 )
 """Said of an edit and of nothing else. A heading counts at the start of a paragraph."""
 _PERHAPS = re.compile(
@@ -53,6 +57,12 @@ _PERHAPS = re.compile(
     r"|\b(?:further|more|other|additional) (?:edits|revisions)\b|\b(?:want|like|need) me to (?:revise|edit|rewrite|reword)\b"
 )
 """Said of code or of a user's own text as well: no sign where changing something is what was asked for."""
+_CUT = r"(?:removed|dropped|shortened|trimmed|simplified|tightened|reworded|rephrased|replaced)"
+_UNENDED = re.compile(
+    rf"^\W{{0,8}}i(?:'ve| have)? (?:(?:only|just|also) )?{_CUT}\b"
+    rf"|^\W{{0,8}}(?:[\w'-]{{1,20}} ){{1,3}}(?:(?:was|were) )?{_CUT}\b[^\n]{{0,60}}$"
+)
+"""A paragraph that starts with what was done to a text, or is no more than that."""
 _CHANGING = re.compile(
     r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|improv|correct|proofread|polish|draft|fix|refactor|modif|debug|"
     r"chang|shorten|summar|translat)"
@@ -69,11 +79,17 @@ _LABEL = re.compile(
 """With a colon, or as a heading on a line of its own."""
 
 
-def closing_remark(text: str, original: str, asked: str) -> str | None:
-    """The words with which one of the last paragraphs speaks of the edit, if one does. What the original says is none."""
-    paragraphs = _PARAGRAPH.split(text.strip())[1:][-_LOOKED_AT:]
+def closing_remark(text: str, original: str, asked: str, *, ended: bool = True) -> str | None:
+    """The words with which one of the last paragraphs, or the last line, speaks of the edit, if one does.
+
+    What the original says is none. `ended` tells whether an end marker ends the text.
+    """
+    body, _, last = text.strip().rpartition("\n")
+    paragraphs = [*_PARAGRAPH.split(text.strip())[1:][-_LOOKED_AT:], *([last] if body else [])]
     known = plain(f"{original}\n{asked}")
-    patterns = (_SURELY,) if _CHANGING.search(plain(asked)) else (_SURELY, _PERHAPS)
+    patterns = [_SURELY]
+    if not ended:
+        patterns += [_UNENDED] if _CHANGING.search(plain(asked)) else [_UNENDED, _PERHAPS]
     for paragraph in map(plain, paragraphs):
         for pattern in patterns:
             found = pattern.search(paragraph)

@@ -33,14 +33,14 @@ _WHY = {
     "truncated": "the reply was cut at the token limit; reason in fewer words",
     "filtered": "the endpoint withheld the reply",
     "refused": "the reply declines; edit the answer, or change as little of it as you can justify",
-    "empty": "there is no text between the two lines",
+    "empty": "there is no answer between the two lines; give all of it, not only what has changed",
     "identical": "your text is the answer as it was; make the change that the aim calls for",
     "no_marker": f"the lines {OPEN} and {CLOSE} are missing, so that your text cannot be told from your reasoning",
     "ambiguous": "it holds several texts; give one, and each of the two lines once",
     "marker_inside": "one of the two framing lines stands within your text",
     "bad_json": "it is JSON that cannot be read; give plain text between the two lines",
-    "dressed": "your text stands in quotation marks, tags, edit marks, behind a label or above an explanation; give the "
-    f"answer alone, and end it with the line {CLOSE}",
+    "dressed": "your text stands in quotation marks, backticks, tags, JSON, edit marks, behind a label or above an "
+    f"explanation; give the answer alone, and end it with the line {CLOSE}",
     "self_referring": "your text speaks of being an edit, or of another answer",
 }
 """What the reviser is told about each status."""

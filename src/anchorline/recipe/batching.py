@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from anchorline.errors import CircuitOpen, EndpointError, RecipeError
 from anchorline.llm.batch import run_batch
 from anchorline.llm.cache import RequestCache, is_hit, outcome_of, worth
-from anchorline.llm.costs import Ledger
+from anchorline.llm.costs import Bill
 from anchorline.llm.keys import request_key
 from anchorline.llm.openai_http import OpenAIEndpoint
 from anchorline.llm.settings import EndpointSettings
@@ -42,10 +42,10 @@ class Noting:
     """An endpoint that answers from the cache, and notes what it lacks."""
 
     def __init__(
-        self, model: str, settings: EndpointSettings, cache: RequestCache, ledger: Ledger, *, retry_failed: bool
+        self, model: str, settings: EndpointSettings, cache: RequestCache, bill: Bill, *, retry_failed: bool
     ) -> None:
         self._model, self._settings, self._cache, self._retry_failed = model, settings, cache, retry_failed
-        self._ledger = ledger
+        self._bill = bill
         self.owed: list[Request] = []
 
     @property
@@ -60,7 +60,7 @@ class Noting:
         outcome = outcome_of(stored)
         if isinstance(outcome, EndpointError):
             raise outcome
-        self._ledger.used(stored.key, *worth(request, stored))
+        self._bill.add(stored.key, *worth(request, stored))
         return outcome
 
 
@@ -93,7 +93,7 @@ async def by_batches(
                 )
             if name not in servers:
                 servers[name] = await desk.stack.enter_async_context(OpenAIEndpoint(settings))
-            noting[name] = Noting(servers[name].model, settings, desk.cache, desk.ledger, retry_failed=retry_failed)
+            noting[name] = Noting(servers[name].model, settings, desk.cache, desk.bill, retry_failed=retry_failed)
             return noting[name]
 
         results: list[T | Failure] = []
@@ -111,7 +111,6 @@ async def by_batches(
                 desk.cache,
                 run=run.id,
                 settings=settings_of(run.recipe, name),
-                ledger=desk.ledger,
                 budget=desk.budget,
                 retry_failed=retry_failed,
             )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from anchorline.errors import RecipeError
 from anchorline.llm.budget import Budget
 from anchorline.llm.cache import RequestCache
-from anchorline.llm.costs import Ledger, known_sum
+from anchorline.llm.costs import Bill, known_sum
 from anchorline.llm.prices import find_price
 from anchorline.llm.settings import EndpointSettings, Prices
 from anchorline.llm.types import Endpoint
@@ -39,7 +39,7 @@ class Desk:
     cache: RequestCache
     budget: Budget
     stack: AsyncExitStack
-    ledger: Ledger = field(default_factory=Ledger)
+    bill: Bill = field(default_factory=Bill)
     built: dict[str, Endpoint] = field(default_factory=dict)
 
     async def endpoint(self, name: str) -> Endpoint:
@@ -51,7 +51,7 @@ class Desk:
                 settings_of(self.run.recipe, name),
                 cache=self.cache,
                 run=self.run.id,
-                ledger=self.ledger,
+                bill=self.bill,
                 budget=self.budget,
                 retry_failed=self.run.calls.retry_failed,
             )

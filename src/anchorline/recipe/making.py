@@ -181,7 +181,7 @@ async def _make_set(run: RunContext, maker: str, stage: str, file: Path, partial
         partial.replace(file)
     else:
         partial.unlink()
-    return Made(tally, [replace(failure, stage=stage) for failure in failures], counts.row(desk.ledger.bill))
+    return Made(tally, [replace(failure, stage=stage) for failure in failures], counts.row(desk.bill))
 
 
 async def _through(

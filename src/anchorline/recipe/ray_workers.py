@@ -110,16 +110,16 @@ class Desk:
         """`file` holds the cache."""
         hush()
         cache = self._cache = RequestCache(file)
-        ledger = ByShard()
+        bills = ByShard()
         budget = Budget(recipe.llm.budget, spent=cache.spent(run_id))
 
         def build(name: str, inner: Endpoint) -> Endpoint:
             settings = settings_of(recipe, name)
             return around(
-                inner, settings, cache=cache, run=run_id, ledger=ledger, budget=budget, retry_failed=retry_failed
+                inner, settings, cache=cache, run=run_id, bill=bills, budget=budget, retry_failed=retry_failed
             )
 
-        self._relay = Relay(build, ledger)
+        self._relay = Relay(build, bills)
 
     async def ask(self, shard: str, name: str, model: str, request: Request) -> Step:
         return await self._relay.ask(shard, name, model, request)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from anchorline.errors import AnchorlineError, UserError
-from anchorline.llm.costs import Bill, Ledger
+from anchorline.llm.costs import Bill
 from anchorline.llm.types import Endpoint, Reply, Request
 
 STARTS = 4
@@ -59,14 +59,14 @@ class _Work:
 _WORK: ContextVar[_Work] = ContextVar("work")
 
 
-class ByShard(Ledger):
-    """A bill for each shard: a reply that is used stands on that of the shard whose request it was."""
+class ByShard(Bill):
+    """A bill that is one for each shard: a reply that is used stands on that of the shard whose request it was."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bills: defaultdict[str, Bill] = defaultdict(Bill)
 
-    def used(self, key: str, tokens: int, usd: float | None) -> None:
+    def add(self, key: str, tokens: int, usd: float | None) -> None:
         self._bills[_WORK.get().shard].add(key, tokens, usd)
 
     def take(self, shard: str) -> Bill:
@@ -77,12 +77,12 @@ class ByShard(Ledger):
 class Relay:
     """The desk's side. `build` puts cache, budget and pool around the endpoint that it is given, by the model's name.
 
-    `ledger` is the one that `build` uses.
+    `bills` is the one that `build` uses.
     """
 
-    def __init__(self, build: Callable[[str, Endpoint], Endpoint], ledger: ByShard | None = None) -> None:
+    def __init__(self, build: Callable[[str, Endpoint], Endpoint], bills: ByShard | None = None) -> None:
         self._build = build
-        self._ledger = ledger or ByShard()
+        self._bills = bills or ByShard()
         self._endpoints: dict[str, Endpoint] = {}
         self._open: set[_Work] = set()
         self._calls: dict[int, tuple[_Work, asyncio.Future[Reply]]] = {}
@@ -137,7 +137,7 @@ class Relay:
 
     def bill(self, shard: str) -> Bill:
         """The replies that a shard, which is done, uses."""
-        return self._ledger.take(shard)
+        return self._bills.take(shard)
 
     async def stop(self, error: AnchorlineError) -> None:
         """The run ends with this error: nothing new is asked, and calls in flight are still taken."""

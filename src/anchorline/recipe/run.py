@@ -65,6 +65,8 @@ from anchorline.recipe.summary import write_summary
 from anchorline.train.processes import joined, led, rank
 
 Summary = dict[str, Any]
+PAGE = "page"
+WANT_A_MODEL = ("advise", "retain", "train", "evaluate")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "datasets", "rapidfuzz", "pydantic")
 
 
@@ -79,6 +81,7 @@ def run(
 ) -> Summary:
     """Bring the run folder up to date, through the stage `upto`; the summary as far as it goes.
 
+    `upto` may be "page": the report, and where the recipe names no model, what it can say of the pairs alone.
     `maker` makes a set of pairs by that maker beside the run's own (in sets/MAKER), and matches the sets that are there.
     Everything that the recipe names is looked at first, so that a mistake leaves no folder behind.
 
@@ -105,7 +108,9 @@ def _follow(recipe: Recipe, folder: Path) -> Summary:
 
 def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls: Calls, progress: Progress) -> Summary:
     upto = set_stage(maker) if maker else upto
-    stages = wanted_stages(recipe, upto)
+    stages = wanted_stages(recipe, "report" if upto == PAGE else upto)
+    if upto == PAGE and recipe.model is None:
+        stages = [stage for stage in stages if stage.name not in WANT_A_MODEL]
     check(RunContext(recipe, folder, calls=calls), stages)
     with open_folder(folder):
         manifest = read_manifest(folder)

@@ -58,7 +58,9 @@ def making(manifest: Mapping[str, Any]) -> Making:
     costs = mapping(manifest.get("costs"))
     stages = mapping(costs.get("stages"))
     named = [(PURPOSES.get(name, name), mapping(cost)) for name, cost in stages.items()]
-    return Making(list(_sets(manifest, mapping(costs.get("kept_pair")))), named, costs if stages else {})
+    counts = ("calls", "prompt_tokens", "completion_tokens")
+    total = {"usd": costs.get("usd")} | {name: _summed([cost.get(name) for _, cost in named]) for name in counts}
+    return Making(list(_sets(manifest, mapping(costs.get("kept_pair")))), named, total)
 
 
 def usd(amount: Any) -> str:
@@ -101,6 +103,11 @@ def _sets(manifest: Mapping[str, Any], a_pair: Mapping[str, Any]) -> Iterator[Ma
 
 def _listed(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{number(count)} {name}" for name, count in counts.items())
+
+
+def _summed(amounts: list[Any]) -> Any:
+    """The sum; None where one is lacking."""
+    return sum(amounts) if all(map(is_number, amounts)) else None
 
 
 def share(part: Any, whole: Any) -> float | None:
