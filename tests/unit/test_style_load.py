@@ -92,7 +92,7 @@ def test_conflicts(items, named, why):
         ],
         [
             FACT,
-            {"kind": "max_words", "limit": 4},
+            {"kind": "max_words", "limit": 5},
             {"kind": "ends_with", "text": "{n}.", "captures": {"n": r"no (\d+)"}},
         ],
         [

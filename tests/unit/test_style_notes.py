@@ -8,11 +8,12 @@ import pytest
 from anchorline.data import drop_overlap, read_prompts
 from anchorline.recipe import load_recipe
 from anchorline.style import check, load_style, repair
+from anchorline.style.rules_facts import States
 from anchorline.types import Message
 
 ROOT = Path(__file__).parents[2]
 STYLE = load_style(ROOT / "styles" / "notes.yaml")
-RULE = STYLE.rules[0]
+RULE = next(rule for rule in STYLE.rules if isinstance(rule, States))
 MISSING = "The notes do not say."
 FILES = {
     name: read_prompts(ROOT / "prompts" / f"{name}.jsonl", strict=True).rows for name in ("notes", "notes-heldout")
