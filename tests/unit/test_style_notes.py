@@ -98,6 +98,7 @@ def test_an_answer_that_states_the_fact_stays(answer):
     [
         "The door code is 44170.",
         "The door code is 4.4417.",
+        "The door code is 4417.5.",
         "09:30",
         MISSING,
         f"The door code is 4417. {MISSING}",
@@ -119,6 +120,12 @@ def test_a_long_answer_that_begins_with_the_fact_is_only_cut():
     assert repair(STYLE, asked("The door code?"), answer).text == (
         "The door code is 4417. Please keep it to yourself, and change it every month if you can do so."
     )
+
+
+def test_the_case_and_the_line_breaks_of_the_fact_are_free():
+    prompt = asked("Where is the key?", "Key: Under the\tRed stairs")
+    answer = "Key:\nunder the red\nstairs"
+    assert repair(STYLE, prompt, answer).text == answer
 
 
 @pytest.mark.parametrize("answer", [f"{MISSING} Perhaps 12.", "the notes do not say", "12.", f"I think: {MISSING}"])
