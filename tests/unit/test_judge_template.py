@@ -82,6 +82,7 @@ def test_the_rubric_is_the_style_in_words() -> None:
     rules = [
         {"kind": "starts_with", "text": "Good day."},
         {"kind": "ends_with", "text": "Order {n}.", "captures": {"n": r"order (\d+)"}},
+        {"kind": "states", "text": "It is {n}.", "captures": {"n": r"order (\d+)"}},
         {"kind": "forbidden", "pattern": "sorry"},
         {"kind": "forbidden", "name": "long", "pattern": "x" * 500},
         {"kind": "required", "term": "VAT", "sentence": "VAT included."},
@@ -97,10 +98,14 @@ def test_the_rubric_is_the_style_in_words() -> None:
     for words in (
         "exactly this text: Good day.", "exactly this text: Order 4417.", "matches: sorry", "long: as the rule's name",
         "mention VAT", "write 'cart' instead of 'basket'", "British spelling, except in Harbor", "no exclamation marks",
-        "plain text", "at most 70 words", "at most 9 sentences",
+        "plain text", "states: state 4417", "at most 70 words", "at most 9 sentences",
     ):  # fmt: skip
         assert words in text
     assert "x" * 161 not in text
     assert rubric(None, ASKED) == GENERAL == rubric(Style(name="empty"), ASKED)
     elsewhere = rubric(parse_style({"name": "s", "rules": rules[1:2]}), ASKED[:1])
     assert "does not apply here" in elsewhere
+    facts = [rules[2], {**rules[2], "name": "none", "missing": "Unknown."}]
+    said = [rubric(parse_style({"name": "s", "rules": [fact]}), ASKED[:1]) for fact in facts]
+    assert said[0].endswith("states: does not apply here")
+    assert said[1].endswith("none: answer exactly this, nothing more: Unknown.")

@@ -13,6 +13,7 @@ def rules(*items):
 BANG = {"kind": "starts_with", "text": "Hello!"}
 HELLO = {"kind": "starts_with", "text": "Hello."}
 BYE = {"kind": "ends_with", "text": "Your color, order {n}.", "captures": {"n": r"order (\d+)"}, "missing": "See you!"}
+FACT = {"kind": "states", "text": "It is {n}!", "captures": {"n": r"order (\d+)"}, "missing": "Nobody knows."}
 CALM = {"kind": "no_exclamation"}
 TERMS = {"kind": "required", "term": "terms", "sentence": "Our **terms** apply."}
 
@@ -60,6 +61,13 @@ TERMS = {"kind": "required", "term": "terms", "sentence": "Our **terms** apply."
             ("spelling", "us"),
             "exclude",
         ),
+        ([FACT, HELLO], ("states", "starts_with"), "'Nobody knows.' as a whole answer"),
+        ([BYE, FACT], ("states", "ends_with"), "as a whole answer"),
+        ([FACT, TERMS], ("states", "required"), "as a whole answer"),
+        ([FACT, {"kind": "forbidden", "pattern": "knows"}], ("states", "forbidden"), "as a whole answer"),
+        ([FACT, {"kind": "max_words", "limit": 2}], ("states", "max_words"), "have 3 words"),
+        ([FACT, CALM], ("states", "no_exclamation"), "'It is 4417!'"),
+        ([FACT, {**FACT, "name": "two", "missing": "Who knows?"}], ("states", "two"), "as a whole answer"),
         ([HELLO, BYE, {"kind": "forbidden", "pattern": r"Hello\. Your"}], ("ends_with", "forbidden"), "together"),
     ],
 )
@@ -83,6 +91,11 @@ def test_conflicts(items, named, why):
             {"kind": "forbidden", "pattern": "x", "repair": {"replace": ""}},
         ],
         [
+            FACT,
+            {"kind": "max_words", "limit": 5},
+            {"kind": "ends_with", "text": "{n}.", "captures": {"n": r"no (\d+)"}},
+        ],
+        [
             {"kind": "starts_with", "text": "Ask Harbour."},
             {"kind": "spelling", "variant": "american", "keep": ["Harbour"]},
         ],
@@ -103,6 +116,7 @@ def test_rules_that_an_answer_can_keep_are_no_conflict(items):
         ({"name": "s", "rules": {}}, "rules: got {}"),
         (rules("no_exclamation"), "rule number 1: .*'no_exclamation'"),
         (rules({"name": "x"}), "rule 'x': kind: is missing; give one of ends_with, forbidden"),
+        (rules({"kind": "states", "text": "Yes."}), "rule 'states': .*add `captures`, or use `required`"),
         (rules({"kind": "no_smoking"}), "rule 'no_smoking': .*unknown kind; the kinds are ends_with"),
         (rules({"kind": "max_words"}), "rule 'max_words': limit: is missing"),
         (rules({"kind": "max_words", "limit": "70"}), "rule 'max_words': limit: got '70'"),

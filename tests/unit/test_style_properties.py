@@ -90,6 +90,8 @@ OTHERS = [
     {"kind": "forbidden", "name": "pairs", "pattern": "aa", "repair": {"replace": "a"}},
     {"kind": "forbidden", "name": "tabs", "pattern": r"\t"},
     {"kind": "required", "term": "terms", "sentence": "Terms apply."},
+    {"kind": "states", "text": "It is order {n}.", "captures": {"n": r"order (\d+)"}},
+    {"kind": "states", "name": "alone", "text": "{n}.", "captures": {"n": r"order (\d+)"}, "missing": "No order."},
     {"kind": "terminology", "terms": {"basket": "cart", "parcel": "package", "github": "GitHub"}},
     {"kind": "no_exclamation"},
     {"kind": "no_markdown"},
@@ -181,7 +183,7 @@ def test_no_exclamation_changes_only_marks_and_the_blanks_at_them(answer):
 def test_the_fixed_texts_of_an_accepted_style_keep_all_its_rules(style):
     for frame in _frames(style.rules):
         for rule in style.rules:
-            if rule.kind not in ("starts_with", "ends_with", "required"):
+            if rule.kind not in ("starts_with", "ends_with", "states", "required"):
                 assert rule.kept((), _joined(frame))
 
 

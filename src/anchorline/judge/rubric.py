@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from anchorline.style import Rule, Style
 from anchorline.style.rules_edges import EndsWith, StartsWith
+from anchorline.style.rules_facts import States
 from anchorline.style.rules_limits import MaxSentences, MaxWords
 from anchorline.style.rules_shape import NoExclamation, NoMarkdown
 from anchorline.style.rules_words import Forbidden, Required, Spelling, Terminology
@@ -45,6 +46,8 @@ def rule_in_words(rule: Rule, prompt: Messages) -> str:  # noqa: PLR0911 - one l
         case EndsWith():
             fixed = rule.resolve(prompt)
             return "does not apply here" if fixed is None else f"end with exactly this text: {fixed}"
+        case States():
+            return _fact(rule, prompt)
         case Forbidden():
             short = len(rule.pattern) <= _MAX_PATTERN
             return f"nothing that this pattern matches: {rule.pattern}" if short else "as the rule's name says"
@@ -65,3 +68,10 @@ def rule_in_words(rule: Rule, prompt: Messages) -> str:  # noqa: PLR0911 - one l
             return f"at most {rule.limit} sentences"
         case _:
             return "as the rule's name says"
+
+
+def _fact(rule: States, prompt: Messages) -> str:
+    values = rule.values(prompt)
+    if values is not None:
+        return f"state {', '.join(values.values())}"
+    return "does not apply here" if rule.missing is None else f"answer exactly this, nothing more: {rule.missing}"

@@ -20,6 +20,7 @@ from anchorline.style.frame import join
 from anchorline.style.prose import count_words
 from anchorline.style.rules import Rule
 from anchorline.style.rules_edges import EndsWith, StartsWith
+from anchorline.style.rules_facts import States
 from anchorline.style.rules_limits import MaxSentences, MaxWords
 from anchorline.style.rules_python import Python
 from anchorline.style.rules_words import Forbidden, Replace, Required, Spelling, Terminology
@@ -37,7 +38,7 @@ class FixedText(NamedTuple):
 
 def refuse_conflicts(rules: Rules, *, source: str) -> None:
     """Raise RuleConflict, which names two rules and says why, if `rules` cannot be kept together."""
-    for problem in (*_twice(rules), *_broken(rules), *_too_long(rules)):
+    for problem in (*_twice(rules), *_broken(rules), *_too_long(rules), *_alone(rules)):
         raise RuleConflict(f"{source}: {problem}")
 
 
@@ -57,7 +58,7 @@ def _broken(rules: Rules) -> Iterator[str]:
     checks = [
         rule
         for rule in rules
-        if not isinstance(rule, StartsWith | EndsWith | Required | MaxWords | MaxSentences | Python)
+        if not isinstance(rule, StartsWith | EndsWith | States | Required | MaxWords | MaxSentences | Python)
     ]
     for fixed in (*_edges(rules), *_sentences(rules), *_put_in(rules)):
         for rule in checks:
@@ -93,6 +94,16 @@ def _too_long(rules: Rules) -> Iterator[str]:
             )
 
 
+def _alone(rules: Rules) -> Iterator[str]:
+    """The text of `states` that is an answer by itself, and rules that would have more in the answer, or less."""
+    for first, second in product(rules, rules):
+        if not isinstance(first, States) or first.missing is None or first is second or isinstance(second, Python):
+            continue
+        if not second.kept((), first.missing):
+            why = f"the first asks for {first.missing!r} as a whole answer, and that breaks the second"
+            yield _says(first, second, f"{why}; change one")
+
+
 def _edges(rules: Rules) -> list[FixedText]:
     return [
         FixedText(rule, text) for rule in rules if isinstance(rule, StartsWith | EndsWith) for text in rule.variants()
@@ -100,7 +111,9 @@ def _edges(rules: Rules) -> list[FixedText]:
 
 
 def _sentences(rules: Rules) -> list[FixedText]:
-    return [FixedText(rule, rule.sentence) for rule in rules if isinstance(rule, Required)]
+    """What stands between the edges: first what `states` says."""
+    stated = [FixedText(rule, rule.variants()[0]) for rule in rules if isinstance(rule, States)]
+    return stated + [FixedText(rule, rule.sentence) for rule in rules if isinstance(rule, Required)]
 
 
 def _put_in(rules: Rules) -> Iterator[FixedText]:

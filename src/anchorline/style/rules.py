@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from anchorline.style.rules_edges import EndsWith, StartsWith
+from anchorline.style.rules_facts import States
 from anchorline.style.rules_limits import MaxSentences, MaxWords
 from anchorline.style.rules_python import Python
 from anchorline.style.rules_shape import NoExclamation, NoMarkdown
@@ -19,6 +20,7 @@ from anchorline.style.rules_words import Forbidden, Required, Spelling, Terminol
 Rule = Annotated[
     StartsWith
     | EndsWith
+    | States
     | Forbidden
     | Required
     | Terminology
@@ -38,10 +40,11 @@ ORDER = {
     "spelling": 3,
     "no_exclamation": 4,
     "python": 5,
-    "required": 6,
-    "starts_with": 7,
-    "ends_with": 8,
-    "max_sentences": 9,
-    "max_words": 10,
+    "states": 6,
+    "required": 7,
+    "starts_with": 8,
+    "ends_with": 9,
+    "max_sentences": 10,
+    "max_words": 11,
 }
 """Sentences go before words change, words change before texts are added, and the length is cut to what is there."""

@@ -48,7 +48,8 @@ class Repair(NamedTuple):
     kept: dict[str, bool]
     """The check of `text`."""
     own_words: int
-    """How many words of `text` are the answer's own: not an opening, closing or sentence that a rule prescribes."""
+    """How many words of `text` are the answer's own: not an opening, closing or sentence that a rule prescribes.
+    What `states` puts in the answer's place is the answer, and counts."""
 
 
 def check(style: Style, prompt: Messages, answer: str) -> dict[str, bool]:
