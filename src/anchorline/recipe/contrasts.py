@@ -70,6 +70,7 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
         "further_seeds": mean([r["share"] for r in again]),
         "seeds": len(again),
         "words": result["words"],
+        "cut": result["cut"],
         "beside": result["beside"],
         "drift_low": result["drift_low"],
         "drift_high": result["drift_high"],

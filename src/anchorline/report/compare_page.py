@@ -76,13 +76,13 @@ def compare_text(table: Mapping[str, Any]) -> str:
         f"{table['name']}: {len(table['cells'])} cells, {table['todo']} to go; before training {percent(before['share'])} of "
         f"{before['n']} held-out answers keep every rule".replace("\u00a0", " "),
         "",
-        f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}{'drift':>8}{'words':>7}  rate",
+        f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}{'drift':>8}{'words':>7}{'cut':>6}  rate",
     ]
     for row in table["rows"]:
         span = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         lines.append(
             f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
-            f"{_hundred(row['further_seeds']):>7}{row['drift']:>8.3f}{row['words']:>7.0f}  {row['learning_rate']:g}"
+            f"{_hundred(row['further_seeds']):>7}{row['drift']:>8.3f}{row['words']:>7.0f}{100 * row['cut']:>6.0f}  {row['learning_rate']:g}"
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
     for one in table["contrasts"]:
