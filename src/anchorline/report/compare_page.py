@@ -82,7 +82,8 @@ def compare_text(table: Mapping[str, Any]) -> str:
         span = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         lines.append(
             f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
-            f"{_hundred(row['further_seeds']):>7}{row['drift']:>8.3f}{row['words']:>7.0f}{100 * row['cut']:>6.0f}  {row['learning_rate']:g}"
+            f"{_hundred(row['further_seeds']):>7}{row['drift']:>8.3f}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
+            f"  {row['learning_rate']:g}"
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
     for one in table["contrasts"]:
