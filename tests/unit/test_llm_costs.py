@@ -19,6 +19,8 @@ from anchorline.llm.fake import FakeEndpoint, Slow, broken
 from anchorline.llm.guess import guess_prompt_tokens
 from anchorline.llm.settings import BudgetSettings, Prices
 from anchorline.llm.types import Reply, Request
+from anchorline.recipe.config import Recipe
+from anchorline.recipe.desk import known_prices
 from anchorline.types import Message
 
 DOLLAR = Prices(input=1e6, output=1e6)
@@ -174,3 +176,9 @@ def test_the_interval_covers_the_total_as_often_as_it_says() -> None:
 def test_a_pilot_too_small_or_too_large(pilot: list[float], n: int) -> None:
     with pytest.raises(UserError, match=f"a pilot of {len(pilot)} rows"):
         estimate(pilot, n)
+
+
+def test_only_a_price_that_the_recipe_names_counts_for_what_was_paid_before():
+    own = {"model": "mine", "base_url": "http://127.0.0.1:1/v1", "prices": {"input": 1, "output": 2}}
+    recipe = Recipe.model_validate({"name": "r", "llm": {"reviser": own, "judge": {"model": "gpt-4o-mini"}}})
+    assert known_prices(recipe) == {"mine": Prices(input=1, output=2)}, "gpt-4o-mini may have been another seller's"

@@ -12,7 +12,7 @@ from typing import Any
 from anchorline.evals.paired import compare_results
 from anchorline.evals.stats import wilson
 from anchorline.measure import measure_pair, summarise
-from anchorline.recipe.grid import CompareSettings, Results, best, mean, swept
+from anchorline.recipe.grid import CompareSettings, Results, best, mean, planned, swept
 from anchorline.types import Messages, Pair
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -24,6 +24,7 @@ def tabled(
     grid: CompareSettings, sets: Mapping[str, Sequence[Pair]], done: Results, *, keeps: Callable[[Messages, str], bool]
 ) -> dict[str, Any]:
     """The whole comparison, JSON-ready. `keeps`: whether an answer to a prompt keeps every rule."""
+    done = {cell: done[cell] for cell in planned(grid, done) if cell in done}  # whoever has finished them when
     return {
         "sets": [{"set": name, "pairs": len(pairs), **_contrastive(pairs, keeps)} for name, pairs in sets.items()],
         "rows": [row for s in grid.sets for o in grid.objectives if (row := _row(grid, done, s, o))],

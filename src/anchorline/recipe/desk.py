@@ -98,12 +98,15 @@ def settings_of(recipe: Recipe, name: str) -> EndpointSettings:
 
 
 def known_prices(recipe: Recipe) -> dict[str, Prices]:
-    """Prices by model; a model that is asked at several endpoints is there only if it costs the same at all of them."""
+    """Prices that the recipe names, by model; one that is asked at several endpoints only if it costs the same at all of them.
+
+    The table's are left out: they hold at one seller, and whom a reply without a price came from is not known any more.
+    """
     llm = recipe.llm
     found: defaultdict[str, set[Prices | None]] = defaultdict(set)
     for settings in (llm.policy, llm.reviser, llm.judge, llm.stronger, *llm.others):
         if settings is not None:
-            found[settings.model].add(find_price(settings))
+            found[settings.model].add(settings.prices)
     return {model: price for model, prices in found.items() for price in prices if price and len(prices) == 1}
 
 
