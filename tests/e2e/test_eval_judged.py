@@ -216,4 +216,5 @@ def test_killed_while_a_judge_is_asked(tmp_path: Path) -> None:
         table = tasks_of(command(tmp_path, *words))["winrate"]["table"]
     assert (table["n"], table["flips"]) == (4, 4)
     times = sorted(asked.count(one) for one in set(asked))
-    assert times == [1] * 7 + [2], "of both orders of four pairs only the one without an answer is asked again"
+    # the last one had no answer; the one before it may have been on its way to the disk when the process was killed
+    assert times in ([1] * 7 + [2], [1] * 6 + [2, 2]), "of both orders of four pairs only those are asked again"
