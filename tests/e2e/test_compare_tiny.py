@@ -163,16 +163,30 @@ def test_a_kill_while_the_weights_are_thrown_away_leaves_a_finished_cell(
     cell = place / "out/cells" / FIRST[1]
     first = read_json(cell / "cell.json")
     (cell / "cell.json").unlink()
+    real = shutil.rmtree
 
-    def killed(path: Path, **_: Any) -> None:
-        if Path(path).name == "along":
-            raise KeyboardInterrupt
+    def killed(path: Path, **how: Any) -> None:
+        config = Path(path) / "adapter_config.json"
+        if path.name != "model" or not config.is_file():  # training itself makes room for a model that is not there
+            return real(path, **how)
+        config.unlink()  # half of it is gone
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(cells.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         again(place)
     monkeypatch.undo()
     assert again(place)["todo"] == 0 and read_json(cell / "cell.json") == first
+
+
+def test_who_only_waits_for_other_processes_stops_in_time(
+    place: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT", 0.01)
+    (place / "out/cells" / FIRST[2] / "cell.json").unlink()
+    with claimed(place / "out/cells" / FIRST[2]):
+        assert again(place, max_minutes=0)["todo"] == 1 and trained == []
+    assert again(place)["todo"] == 0
 
 
 @pytest.mark.parametrize(

@@ -80,16 +80,13 @@ def harness(
                 log_samples=True,
                 bootstrap_iters=1000,  # of metrics whose standard error has no closed form
             )
-        except UserError:
-            raise
         except OSError as error:
             raise UserError(
                 f"lm-evaluation-harness cannot get the data of {', '.join(tasks)}: {first_line(error)}; it fetches them from "
                 "the hub, so run it once with a connection, or name a task file of yours that reads local data (--lm-include)"
             ) from error
-        except (
-            Exception
-        ) as error:  # a task file is a user's own, and its mistakes surface as whatever the harness meets
+        except Exception as error:
+            # a task file is a user's own, and its mistakes surface as whatever the harness meets
             raise UserError(
                 f"lm-evaluation-harness failed at {', '.join(tasks)}: {type(error).__name__}: {first_line(error)}; where the "
                 "task is yours, look at its file and at its data"

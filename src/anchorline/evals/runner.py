@@ -73,10 +73,11 @@ class Evaluation:
             stem = Path(source).stem
             # files number their rows each for itself: a second "1" is another prompt, and keeps its file's name with it
             said = {prompt.messages for prompt in prompts}
-            new = [prompt for prompt in found.rows[: self.settings.limit] if prompt.messages not in said]
+            rows = found.rows[: self.settings.limit]
+            new = [prompt for prompt in rows if prompt.messages not in said]
             taken = [replace(prompt, id=f"{stem}/{prompt.id}") if prompt.id in groups else prompt for prompt in new]
-            left = len(found.rows[: self.settings.limit]) - len(new)
-            problems += [f"{source}: {left} prompts stand in an earlier file, too, and count there"] if left else []
+            if left := len(rows) - len(new):
+                problems.append(f"{source}: {left} prompts stand in an earlier file, too, and count there")
             prompts += taken
             groups |= {prompt.id: prompt.group or stem for prompt in taken}
             problems += map(str, found.problems)

@@ -68,7 +68,7 @@ def compare(
             continue
         begun = time.monotonic()
         late = max_minutes is not None and begun - started + slowest > 60 * max_minutes
-        if late and (slowest or waited):
+        if late and (slowest or waited):  # a first one always begins
             break
         for cell, place in places.items():
             with claimed(place) as ours:
@@ -80,10 +80,10 @@ def compare(
             if ours:
                 break
         else:
-            if not waited:
-                with progress.task(f"{len(todo)} cells are other processes'; waiting for them", total=1, unit="looks"):
-                    waited = True
-            time.sleep(WAIT)
+            waited = True
+            with progress.task(f"waiting for {len(todo)} cells of other processes", total=1, unit="looks") as advance:
+                time.sleep(WAIT)
+                advance(1)
             continue
         _write(folder, context, grid, sets, before, done | {cell: read_json(place / RESULT)}, todo=len(todo) - 1)
     return _write(folder, context, grid, sets, before, done, todo=len(todo))
