@@ -178,6 +178,10 @@ REMARKS = (
     "The above answer is now correct.",
     "This answer keeps most of the wording.",
     "Justification for changes: one second is too short.",
+    "(I corrected the time.)",
+    "[I've fixed the duration only.]",
+    "I corrected the duration.",
+    "I have only fixed the time it takes.",
 )
 CLOSINGS = (
     "Let me know if you need more help.",
@@ -191,6 +195,9 @@ CLOSINGS = (
     "Why it blinks: it downloads its software.",
     "(Removed in version 2.)",
     "The changes are in the app's menu.",
+    "I have corrected your invoice.",
+    "(I keep mine by the window.)",
+    "Improve the signal by moving it.",
 )
 
 
@@ -219,6 +226,17 @@ def test_an_answer_about_changed_code_may_say_what_it_changed() -> None:
     assert not parse_revision(reply, original="Try x = 2.", prompt=(Message("user", "What is 1 + 1?"),)).usable
 
 
+@pytest.mark.parametrize("end", ["", f"\n{CLOSE}"])
+@pytest.mark.parametrize(
+    "first", ["Explanation: I shortened it.", "**Changes:** I fixed the duration.", "(I corrected the time.)"]
+)
+def test_what_was_done_is_not_learnt_as_the_first_line(first: str, end: str) -> None:
+    reply = f"{WHY}\n{OPEN}\n{first}\n\n{GOOD}{end}"
+    assert parse_revision(reply, original=ORIGINAL).status == "self_referring"
+    assert parse_revision(reply, original=f"{first}\n\n{ORIGINAL}").usable
+    assert parse_revision(f"{OPEN}\nExplanation: it blinks.\n\n{GOOD}\n{CLOSE}", original=ORIGINAL).status == "clean"
+
+
 LABELS = (
     "**Explanation:** The router needs ten seconds to notice.",
     "Explanation: one second is too short.",
@@ -232,6 +250,9 @@ LABELS = (
     "**Editor’s note:** the tone is calmer.",
     "Comments:\n- a calmer tone",
     "Reason：one second is too short.",
+    "Improvements: the time",
+    "**Fixes:** the time",
+    "Critique: the time was wrong.",
 )
 
 

@@ -60,6 +60,8 @@ _PERHAPS = re.compile(
 _CUT = r"(?:removed|dropped|shortened|trimmed|simplified|tightened|reworded|rephrased|replaced)"
 _UNENDED = re.compile(
     rf"^\W{{0,8}}i(?:'ve| have)? (?:(?:only|just|also) )?{_CUT}\b"
+    rf"|^\W{{0,8}}i(?:'ve| have)? (?:(?:only|just|also) )?(?:corrected|fixed|clarified|edited) (?:it|the|an?|one|two|some)\b"
+    rf"|^\W{{0,8}}[(\[]{_I_DID}[^)\]\n]{{0,200}}[)\]]\W{{0,4}}$"
     rf"|^\W{{0,8}}(?:[\w'-]{{1,20}} ){{1,3}}(?:(?:was|were) )?{_CUT}\b[^\n]{{0,60}}$"
 )
 """A paragraph that starts with what was done to a text, or is no more than that."""
@@ -68,7 +70,10 @@ _CHANGING = re.compile(
     r"chang|shorten|summar|translat)"
 )
 
-_LABELS = r"(?:explanation|reason|comment|remark|note)s?|reasoning|rationale|justification|commentary"
+_LABELS = (
+    r"(?:explanation|reason|comment|remark|note|improvement|enhancement|fix|critique|justification)s?"
+    r"|fixes|reasoning|rationale|commentary"
+)
 _LABEL = re.compile(
     rf"^[ \t>#*_~•–—(\[\d.-]{{0,12}}(?:[\w']{{1,20}}[ ]){{0,2}}(?P<said>{_LABELS})"
     r"(?:[ ](?:of|for|on|about|behind)[ ][^:：\n]{1,60})?[*_)\]]{0,4}[ \t]{0,2}[:：]"
@@ -77,21 +82,28 @@ _LABEL = re.compile(
     re.MULTILINE,
 )
 """With a colon, or as a heading on a line of its own."""
+_FIRST = re.compile(
+    rf"^\W{{0,8}}(?:{_LABELS}|{_EDITS})\W{{1,6}}(?:[^.\n]{{0,60}} )?{_I_DID}"
+    rf"|^\W{{0,8}}[(\[]{_I_DID}[^)\]\n]{{0,200}}[)\]]\W{{0,4}}$"
+)
+"""A line above the revision that says what was done to it."""
 
 
 def closing_remark(text: str, original: str, asked: str, *, ended: bool = True) -> str | None:
-    """The words with which one of the last paragraphs, or the last line, speaks of the edit, if one does.
+    """The words with which one of the last paragraphs, the last line or the first speaks of the edit, if one does.
 
     What the original says is none. `ended` tells whether an end marker ends the text.
     """
     body, _, last = text.strip().rpartition("\n")
     paragraphs = [*_PARAGRAPH.split(text.strip())[1:][-_LOOKED_AT:], *([last] if body else [])]
+    first = text.strip().partition("\n")[0] if body else ""
     known = plain(f"{original}\n{asked}")
     patterns = [_SURELY]
     if not ended:
         patterns += [_UNENDED] if _CHANGING.search(plain(asked)) else [_UNENDED, _PERHAPS]
-    for paragraph in map(plain, paragraphs):
-        for pattern in patterns:
+    places = [(plain(first), [_FIRST]), *((plain(paragraph), patterns) for paragraph in paragraphs)]
+    for paragraph, looked_for in places:
+        for pattern in looked_for:
             found = pattern.search(paragraph)
             said = found[0].strip(" \t\r\n*_#>-—–(") if found else ""
             if found and said.rstrip(":*_ \n") not in known:
