@@ -162,9 +162,9 @@ def test_other_endings_and_places_are_refused(hub, tmp_path: Path, monkeypatch: 
     for source, reason in {
         "a.tsv": r"ending '.tsv', expected one of .jsonl, .ndjson, .json, .csv, .parquet",
         "folder": "is a folder",
-        "none.jsonl": "no such file",
+        "none.jsonl": "no such file;",
         "./none/none": "no such file",
-        "folder/pairs": "no such file",
+        "folder/pairs": "no such file or folder",
         "elsewhere/pairs.jsonl": "no such file",
         "x" * 5000: "no such file",
         "a\0b": "no such file",

@@ -33,7 +33,8 @@ def scan_rows(source: str | Path) -> NumberedRows:
     if not _exists(path):
         if isinstance(source, str) and _means_the_hub(source, path):
             return hub_rows(source)
-        raise DataError(f"no such file; expected {', '.join(READABLE)} or a hub id (owner/name)", file=source)
+        what = "no such file" if path.suffix else "no such file or folder"
+        raise DataError(f"{what}; expected {', '.join(READABLE)} or a hub id (owner/name)", file=source)
     if path.is_dir():
         raise DataError(f"is a folder, expected a file ({', '.join(READABLE)}) or a hub id", file=source)
     ending = path.suffix.lower()

@@ -189,6 +189,8 @@ def problem(error: ValidationError) -> str:
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
     elif first["type"] == "value_error":
         text = f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    elif first["type"] == "missing":
+        text = f"{place}: is missing; see the recipe's settings in docs/recipe.md"
     else:
         expected = first["msg"][0].lower() + first["msg"][1:]
         text = f"{place}: got {got}, but {expected}"
