@@ -106,3 +106,14 @@ def test_full_training_without_an_adapter() -> None:
     assert read_json(Path("out/summary.json"))["drift"]["kl_per_token"] > 0
     rewards = [row for _, row in read_jsonl("out/evals/preference.jsonl")]
     assert any(row["chosen_reward"] for row in rewards), "the reference is the model as it came"
+
+
+def test_further_samples_of_the_policy_are_other_answers(place: Path) -> None:
+    """The same prompts in the same places, as `pairs.samples: 2` asks for them, must not have the same luck."""
+    CliRunner().invoke(
+        app, ["pairs", "on-policy", "r/recipe.yaml", "--out", "samples", "--set", "sample.temperature=2"]
+    )
+    first = {row["id"]: row["text"] for _, row in read_jsonl(place / "samples/answers.jsonl")}
+    again = {row["id"].removesuffix("#1"): row["text"] for _, row in read_jsonl(place / "samples/more-answers.jsonl")}
+    assert first.keys() == again.keys() and len(first) == 6
+    assert all(again[id] != text for id, text in first.items())

@@ -153,7 +153,9 @@ MISTAKES = [
     Mistake("--set of an unknown key", nothing, ("unknown setting 'nope'",), setting("nope=1")),
     # models
     Mistake("no model", recipe(model=None), ("`model` is lacking", "--set model=")),
-    Mistake("reviser without a model", recipe(llm__reviser={"base_url": "http://h/v1"}), ("llm.reviser.model: is missing",)),
+    Mistake(
+        "reviser without a model", recipe(llm__reviser={"base_url": "http://h/v1"}), ("llm.reviser.model: is missing",)
+    ),
     Mistake("unknown embedded model", recipe(model="embedded:big"), ("'embedded:big'", "there are: embedded:smollm2")),
     Mistake("no such folder", recipe(model="./nowhere"), ("./nowhere", "an existing folder")),
     Mistake(

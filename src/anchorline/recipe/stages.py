@@ -66,6 +66,10 @@ TRAIN = "train"
 """What the leading process says to the others when all of them train."""
 
 
+AGAIN = 2**19
+"""Added to the seed of further samples: prompts in the same places would have the luck of the first."""
+
+
 class Stage(NamedTuple):
     """One step of a run."""
 
@@ -148,16 +152,22 @@ def as_it_is(settings: SampleSettings) -> SampleSettings:
 def _resample(run: RunContext) -> list[Failure]:
     first = run.prompts("prompts.jsonl")
     again = [replace(prompt, id=f"{prompt.id}#{n}") for n in range(1, run.recipe.pairs.samples) for prompt in first]
-    return _answered(run, again, run.recipe.sample, MORE, "resample")
+    return _answered(run, again, run.recipe.sample, MORE, "resample", salt=AGAIN)
 
 
 def _answered(
-    run: RunContext, prompts: list[Prompt], settings: SampleSettings, name: str, stage: str = "sample"
+    run: RunContext,
+    prompts: list[Prompt],
+    settings: SampleSettings,
+    name: str,
+    stage: str = "sample",
+    *,
+    salt: int = 0,
 ) -> list[Failure]:
-    """Let the policy answer, where it is; the rows without an answer."""
+    """Let the policy answer, where it is; the rows without an answer. `salt` is for the model in this process only."""
     if run.recipe.llm.policy is not None:
-        return ask_policy(run, prompts, settings, name, stage)
-    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, settings, name)
+        return ask_policy(run, prompts, settings, name, stage)  # which tells samples apart by their ids
+    answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, settings, name, salt=salt)
     return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
 
 
@@ -512,7 +522,7 @@ STAGES: tuple[Stage, ...] = (
         "the policy answers the training prompts again",
         ("prompts.jsonl",),
         (MORE,),
-        lambda run: _sample_settings(run) | {"samples": run.recipe.pairs.samples},
+        lambda run: _sample_settings(run) | {"samples": run.recipe.pairs.samples, "salt": AGAIN},
         _resample,
         _samples,
     ),
