@@ -62,7 +62,7 @@ def embedded() -> str:
     model = "embedded:smollm2-135m-instruct"
     missing = [name for name in ("torch", "transformers", "gguf") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"the embedded model needs {', '.join(missing)}: pip install 'anchorline[train]'")
+        pytest.skip(f"the embedded model needs {', '.join(missing)}: pip install '.[train]'")
     try:
         gguf_file(model)
     except ModelError as error:

@@ -155,4 +155,7 @@ class MissingExtra(AnchorlineError, ImportError):
     exit_code = 2
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs packages that are not installed: pip install 'anchorline[{extra}]'")
+        super().__init__(
+            f"{what} needs packages that are not installed; in anchorline's checkout: "
+            f"pip install -c constraints.txt '.[{extra}]'"
+        )

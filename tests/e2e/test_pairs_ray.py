@@ -330,7 +330,10 @@ def test_engine_ray_without_ray_says_what_to_install(place: Path) -> None:
         [sys.executable, "-c", code, *words], cwd=place, capture_output=True, text=True, check=False, env=ENVIRON
     )
     assert done.returncode == 2 and not (place / "out").exists()
-    assert done.stderr == "error: --engine ray needs packages that are not installed: pip install 'anchorline[ray]'\n"
+    assert done.stderr == (
+        "error: --engine ray needs packages that are not installed; in anchorline's checkout: "
+        "pip install -c constraints.txt '.[ray]'\n"
+    )
 
 
 @pytest.mark.parametrize(

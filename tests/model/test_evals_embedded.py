@@ -74,7 +74,7 @@ def contrary(model: str, folder: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore")  # the harness's own, and its many dependencies'
 def test_a_local_task_of_the_harness(embedded: str, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'anchorline[lm-eval]'")
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[lm-eval]'")
     rows = [{"q": "The capital of France is", "c": [" Paris", " banana"], "a": n} for n in (0, 0, 1)]
     data = write_rows(tmp_path / "data.jsonl", rows)
     (tmp_path / "cities.yaml").write_text(

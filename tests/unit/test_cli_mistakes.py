@@ -389,7 +389,7 @@ def test_embedded_package_missing(place: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_torch_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    assert "pip install 'anchorline[train]'" in complaint(RUN)
+    assert "pip install -c constraints.txt '.[train]'" in complaint(RUN)
 
 
 def test_folder_in_use(place: Path) -> None:

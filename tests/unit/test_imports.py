@@ -95,5 +95,6 @@ def test_training_without_an_engine_says_what_to_install(place: Path) -> None:
     done = python(WITHOUT_ENGINES, *words, folder=place)
     assert done.returncode == 2 and not (place / "out").exists()
     assert done.stderr == (
-        "error: running a model needs packages that are not installed: pip install 'anchorline[train]'\n"
+        "error: running a model needs packages that are not installed; in anchorline's checkout: "
+        "pip install -c constraints.txt '.[train]'\n"
     )
