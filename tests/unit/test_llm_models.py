@@ -16,7 +16,7 @@ from test_train_toys import END, PAD, save_tiny, tiny, tokenizer
 
 from anchorline.errors import MissingExtra, ModelError
 from anchorline.llm import device, embedded, models
-from anchorline.llm.device import exact_dtype, pick_device
+from anchorline.llm.device import measuring_dtype, pick_device
 from anchorline.llm.embedded import cache_folder, gguf_file
 from anchorline.llm.models import end_of_turn, fingerprint, load, resolve
 from anchorline.llm.tokens import tokenize_with
@@ -331,7 +331,7 @@ def test_half_precision_that_a_gpu_lacks_is_refused(monkeypatch):
 
 def test_without_torch_the_extra_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'anchorline\[train\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints.txt '\.\[train\]'"):
         pick_device()
 
 
@@ -346,6 +346,7 @@ def test_what_is_measured_on_a_cpu_is_measured_exactly_unless_another_format_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [exact_dtype(asked) for asked in ("auto", "bfloat16", "float32")] == ["float32", "bfloat16", "float32"]
+    found = {asked: measuring_dtype(asked) for asked in ("auto", "fast", "bfloat16", "float32")}
+    assert found == {"auto": "float32", "fast": "auto", "bfloat16": "bfloat16", "float32": "float32"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert exact_dtype("auto") == "auto"
+    assert measuring_dtype("auto") == "auto"

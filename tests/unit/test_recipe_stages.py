@@ -479,6 +479,6 @@ def test_the_advice_of_a_served_policy_depends_on_its_weights_here(place: Path, 
 
 def test_without_scipy_the_advisor_asks_nobody(place: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(MissingExtra, match=r"anchorline\[train\]"):
+    with pytest.raises(MissingExtra, match=r"constraints.txt .\.\[train\]"):
         again(engines, "train.objective=auto", "advise.hidden=false", upto="advise")
     assert engines.asked == []

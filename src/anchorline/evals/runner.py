@@ -26,7 +26,7 @@ from anchorline.evals.settings import EvaluationSettings
 from anchorline.evals.subject import Subject, load_subject
 from anchorline.llm.build import build
 from anchorline.llm.cache import RequestCache
-from anchorline.llm.device import exact_dtype
+from anchorline.llm.device import measuring_dtype
 from anchorline.llm.models import Loaded, adapter_base, fingerprint, load, resolve
 from anchorline.llm.types import Endpoint, SampleSettings
 from anchorline.progress import SILENT, Progress
@@ -96,7 +96,7 @@ class Evaluation:
         name = self.settings.model if side == "model" else self.need(self.against, "--against")
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
-            self._loaded = name, load(name, dtype=exact_dtype(self.settings.eval.dtype))
+            self._loaded = name, load(name, dtype=measuring_dtype(self.settings.eval.dtype))
         return self._loaded[1]
 
     def answers(
@@ -121,7 +121,7 @@ class Evaluation:
         self._loaded = None
         trained = resolve(model)
         base = adapter_base(trained)
-        exact = exact_dtype(dtype)
+        exact = measuring_dtype(dtype)
         if base is not None and resolve(base) == resolve(against):
             return load_subject(trained, against, dtype=exact, packed=False)
         policy, reference = load(model, dtype=exact), load(against, dtype=exact)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from anchorline.llm.device import DtypeName
+from anchorline.llm.device import MeasuringDtype
 from anchorline.llm.settings import EndpointSettings
 
 
@@ -27,8 +27,9 @@ class EvalSettings(BaseModel):
     """Answers written at the same time."""
     general_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens of the reference's answer to each general prompt, along which drift is measured."""
-    dtype: DtypeName = "auto"
-    """`auto`: float32 on a CPU, whose answers do not hang on how prompts are batched; on a GPU as in training."""
+    dtype: MeasuringDtype = "auto"
+    """`auto`: float32 on a CPU, whose answers do not hang on how prompts are batched; on a GPU as in training. `fast`: as
+    `train.dtype: auto` finds it."""
 
 
 class EvaluationSettings(BaseModel):

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from anchorline.errors import MissingExtra, ModelError
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
+MeasuringDtype = Literal["auto", "fast", "float32", "bfloat16"]
 
 
 class Device(NamedTuple):
@@ -42,12 +43,14 @@ def pick_device(dtype: DtypeName = "auto") -> Device:
     return Device("cuda" if cuda else "cpu", dtype)
 
 
-def exact_dtype(dtype: DtypeName = "auto") -> DtypeName:
-    """For measuring: "auto" becomes float32 on a CPU.
+def measuring_dtype(dtype: MeasuringDtype = "auto") -> DtypeName:
+    """For measuring: "auto" becomes float32 on a CPU, "fast" what training's "auto" is.
 
     In bfloat16 a batch rounds otherwise than a prompt alone, which turns near ties: the answers that were measured would
     not be those that the saved model gives elsewhere.
     """
+    if dtype == "fast":
+        return "auto"
     return "float32" if dtype == "auto" and pick_device("float32").name == "cpu" else dtype
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from anchorline.data import answer_from_row, pair_to_row, read_json, read_jsonl, write_json
 from anchorline.errors import DataError
-from anchorline.llm.device import exact_dtype
+from anchorline.llm.device import measuring_dtype
 from anchorline.objectives.names import parse_objective
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.grid import Cell, CompareSettings, mean
@@ -105,7 +105,7 @@ def _evaluated(run: RunContext, folder: Path, model: Path, answers: str) -> dict
 
     recipe = run.recipe
     packed = recipe.train.forward == "packed"
-    subject = load_subject(model, run.model, dtype=exact_dtype(recipe.eval.dtype), packed=packed)
+    subject = load_subject(model, run.model, dtype=measuring_dtype(recipe.eval.dtype), packed=packed)
     here = RunContext(recipe, folder, progress=run.progress)
     after = here.answer(subject.policy, run.prompts("evals/prompts.jsonl"), eval_sampling(recipe), answers)
     attend(subject, "packed")

@@ -41,7 +41,7 @@ from anchorline.data import (
     write_jsonl,
 )
 from anchorline.errors import DataError
-from anchorline.llm.device import exact_dtype
+from anchorline.llm.device import measuring_dtype
 from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import SampleSettings
 from anchorline.pairs import clair_pairs, no_pair
@@ -182,7 +182,7 @@ def _given_answers(run: RunContext) -> list[Failure]:
 
 def _baseline(run: RunContext) -> list[Failure]:
     heldout, general = run.prompts("evals/prompts.jsonl"), run.prompts("evals/general-prompts.jsonl")
-    dtype = exact_dtype(run.recipe.eval.dtype)
+    dtype = measuring_dtype(run.recipe.eval.dtype)
     if heldout:
         run.answer(run.loaded(dtype), heldout, eval_sampling(run.recipe), "evals/before.jsonl")
     if general:
@@ -316,7 +316,7 @@ def _evaluate(run: RunContext) -> list[Failure]:
     from anchorline.evals.subject import attend, load_subject
 
     recipe, failures = run.recipe, []
-    dtype, packed = exact_dtype(recipe.eval.dtype), recipe.train.forward == "packed"
+    dtype, packed = measuring_dtype(recipe.eval.dtype), recipe.train.forward == "packed"
     subject = load_subject(run.path("model"), run.model, dtype=dtype, packed=packed)
     before = run.read("evals/before.jsonl", answer_from_row)
     if before:
