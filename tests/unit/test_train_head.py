@@ -40,9 +40,17 @@ def test_by_hand():
     assert found == pytest.approx([math.log(1 / 8), math.log(2 / 8), math.log(5 / 8)], abs=1e-6)
 
 
+def in_chunks(monkeypatch: pytest.MonkeyPatch, tokens: int, block: int = 1) -> None:
+    """Chunks of so many tokens, and of those so many (of float64, of 11 words) widened at one time."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(head, "CHUNK", tokens)
+    monkeypatch.setattr(head, "BLOCK_BYTES", block * 11 * 8)
+
+
+@pytest.mark.parametrize("block", [1, 3, 4])
 @pytest.mark.parametrize("tokens", [0, 1, 3, 4, 5, 8, 9])
-def test_values_and_gradients_are_those_of_log_softmax_at_every_chunk_boundary(tokens, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 4)
+def test_values_and_gradients_are_those_of_log_softmax_at_every_chunk_boundary(tokens, block, monkeypatch):
+    in_chunks(monkeypatch, 4, block)
     inputs = made_up(tokens)
     for found, expected in zip(gradients(token_logps, *inputs), gradients(plainly, *inputs), strict=True):
         assert found.shape == expected.shape
@@ -61,7 +69,7 @@ def test_values_and_gradients_at_the_real_chunk(tokens, dtype):
 
 @pytest.mark.parametrize("learns", ["hidden", "weight", "both"])
 def test_gradcheck(learns, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 2)
+    in_chunks(monkeypatch, 2)
     hidden, weight, _ = made_up(5, width=3, vocabulary=4)
     targets = torch.tensor([0, 0, 3, 1, 0])  # the same word twice in one chunk
     functions = {
@@ -75,7 +83,7 @@ def test_gradcheck(learns, monkeypatch):
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("how", [Scores(), Scores(0.4), Scores(1.0, 1.5), Scores(0.7, 2.0)], ids=str)
 def test_gradcheck_with_bias_adapter_factor_and_cap(how, frozen, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 2)
+    in_chunks(monkeypatch, 2)
     hidden, weight, _ = made_up(5, width=3, vocabulary=4)
     small, up, _ = made_up(5, width=2, vocabulary=4, seed=1)
     bias = torch.linspace(-1, 1, 4, dtype=torch.float64, requires_grad=True)
@@ -152,7 +160,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
 def test_the_whole_matrix_of_scores_never_exists(trained, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 4)
+    in_chunks(monkeypatch, 4)
     tokens, width, vocabulary = 64, 3, 50
     hidden, weight, targets = made_up(tokens, width=width, vocabulary=vocabulary)
     weight = weight if trained else weight.detach()

@@ -11,19 +11,22 @@ only: there the scores are computed again, and the forward makes no more than th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 256
-"""Tokens whose scores exist at one time: 50 MB in float32 at 49,152 words."""
-
-
-ROWS = 2048
-"""Words whose gradient is added at one time: 5 MB in float32 at a width of 576."""
+CHUNK_BYTES = 100_000_000
+"""The products of so many tokens exist at one time as make this many bytes: 1,017 in bfloat16 at 49,152 words."""
+CHUNK = 64
+"""And so many tokens at least."""
+BLOCK_BYTES = 3_000_000
+"""Of those, on a CPU, this much is widened at one time, which stays in its caches: a pass over a whole chunk's memory
+costs more than the exponentials."""
+ROWS = 256
+"""Words whose gradient is added at one time, likewise."""
 
 
 class Scores(NamedTuple):
@@ -34,7 +37,9 @@ class Scores(NamedTuple):
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Letters: R response tokens, C a chunk of them, D width, V vocabulary. `terms`: states, matrix, in turn."""
+    """Letters: R response tokens, C a chunk of them, B a block of a chunk, D width, V vocabulary. `terms`: states, matrix,
+    in turn.
+    """
 
     @staticmethod
     def forward(ctx: Any, how: Scores, targets_R: Tensor, bias_V: Tensor | None, *terms: Tensor) -> Tensor:
@@ -44,20 +49,21 @@ class _TokenLogps(torch.autograd.Function):
         ahead = any(wanted) and not ctx.trained
         rows = [torch.empty_like(x_RD) for x_RD in states] if ahead else []
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
-        room = _Room.for_chunks(len(targets_R), matrices[0], logps_R.dtype)
-        for start in range(0, len(targets_R), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            y_C1 = targets_R[chunk, None]
-            scores_CV = _scores(how, [x_RD[chunk] for x_RD in states], matrices, bias_V, room)
-            wanted_C1 = scores_CV.gather(-1, y_C1).to(logps_R.dtype) - scores_CV.amax(-1, keepdim=True)
-            slope_CV = None if how.cap is None or not ahead else _slope(how.cap, scores_CV)
-            # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
-            probs_CV = torch.softmax(scores_CV, -1, dtype=logps_R.dtype, out=room.wide[: len(y_C1)])
-            logps_R[chunk] = (wanted_C1 + probs_CV.amax(-1, keepdim=True).log()).squeeze(-1)
-            if ahead:
-                toward_CV = room.narrow[: len(y_C1)].copy_(_toward(probs_CV, y_C1, slope_CV, how.factor, None))
-                for row_RD, matrix_VD in zip(rows, matrices, strict=True):
-                    row_RD[chunk] = toward_CV @ matrix_VD
+        room = _Room.of(len(targets_R), matrices[0])
+        for chunk in _pieces(len(targets_R), len(room.products)):
+            products_CV = torch.mm(states[0][chunk], matrices[0].T, out=room.products[: chunk.stop - chunk.start])
+            for inner, block in _pieces_within(chunk, len(room.scores)):
+                y_B1 = targets_R[block, None]
+                scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
+                wanted_B1 = scores_BV.gather(-1, y_B1) - scores_BV.amax(-1, keepdim=True)
+                slope_BV = None if how.cap is None or not ahead else _slope(how.cap, scores_BV)
+                # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
+                probs_BV = torch.softmax(scores_BV, -1, out=room.probs[: len(y_B1)])
+                logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
+                if ahead:
+                    products_CV[inner] = _toward(probs_BV, y_B1, slope_BV, how.factor, None)
+            for number, row_RD in enumerate(rows):
+                row_RD[chunk] = products_CV @ matrices[number]
         ctx.save_for_backward(targets_R, bias_V, *(rows if ahead else terms))
         return logps_R
 
@@ -69,92 +75,111 @@ class _TokenLogps(torch.autograd.Function):
             scaled = [row_RD * grad_R[:, None].to(row_RD.dtype) for row_RD in saved]
             return None, None, None, *(g for row_RD in scaled for g in (row_RD, None))
         how, states, matrices = ctx.how, saved[::2], saved[1::2]
-        wide = _wide(matrices[0].dtype)
         wanted = ctx.needs_input_grad[3:]
         grad_states = [torch.empty_like(x) if w else None for x, w in zip(states, wanted[::2], strict=True)]
-        grad_matrices = [
-            torch.zeros(m.shape, dtype=wide, device=m.device) if w else None
-            for m, w in zip(matrices, wanted[1::2], strict=True)
-        ]
-        grad_bias = None if bias_V is None else torch.zeros(bias_V.shape, dtype=wide, device=bias_V.device)
-        room = _Room.for_chunks(len(targets_R), matrices[0], wide)
-        products = [None if m is None else torch.empty_like(x) for m, x in zip(grad_matrices, matrices, strict=True)]
-        for start in range(0, len(targets_R), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            parts = [x_RD[chunk] for x_RD in states]
-            scores_CV = _scores(how, parts, matrices, bias_V, room)
-            slope_CV = None if how.cap is None else _slope(how.cap, scores_CV)
-            y_C1 = targets_R[chunk, None]
-            probs_CV = torch.softmax(scores_CV, -1, dtype=wide, out=room.wide[: len(y_C1)])
-            toward = _toward(probs_CV, y_C1, slope_CV, how.factor, grad_R[chunk, None])
-            if grad_bias is not None:
-                grad_bias += toward.sum(0)
-            toward_CV = room.narrow[: len(y_C1)].copy_(toward)
-            for part_CD, matrix_VD, of_state, of_matrix, product in zip(
-                parts, matrices, grad_states, grad_matrices, products, strict=True
-            ):
+        products = [torch.empty_like(m) if w else None for m, w in zip(matrices, wanted[1::2], strict=True)]
+        grad_matrices: list[Tensor | None] = [None] * len(matrices)
+        room = _Room.of(len(targets_R), matrices[0])
+        grad_bias = None if bias_V is None else room.scores.new_zeros(bias_V.shape)
+        for chunk in _pieces(len(targets_R), len(room.products)):
+            products_CV = torch.mm(states[0][chunk], matrices[0].T, out=room.products[: chunk.stop - chunk.start])
+            for inner, block in _pieces_within(chunk, len(room.scores)):
+                y_B1 = targets_R[block, None]
+                scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
+                slope_BV = None if how.cap is None else _slope(how.cap, scores_BV)
+                probs_BV = torch.softmax(scores_BV, -1, out=room.probs[: len(y_B1)])
+                toward_BV = _toward(probs_BV, y_B1, slope_BV, how.factor, grad_R[block, None])
+                if grad_bias is not None:
+                    grad_bias += toward_BV.sum(0)
+                products_CV[inner] = toward_BV
+            for number, (x_RD, matrix_VD) in enumerate(zip(states, matrices, strict=True)):
+                of_state, product = grad_states[number], products[number]
                 if of_state is not None:
-                    of_state[chunk] = toward_CV @ matrix_VD
-                if of_matrix is not None:
-                    _add(of_matrix, torch.mm(toward_CV.T, part_CD, out=product))
+                    of_state[chunk] = products_CV @ matrix_VD
+                if product is not None:
+                    torch.mm(products_CV.T, x_RD[chunk], out=product)
+                    grad_matrices[number] = _added(grad_matrices[number], product)
+        if not len(targets_R):
+            grad_matrices = [None if product is None else product.zero_() for product in products]
         made = zip(grad_states, grad_matrices, matrices, strict=True)
         flat = [g for x, m, matrix in made for g in (x, m if m is None else m.to(matrix.dtype))]
         return None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
 
 
 class _Room(NamedTuple):
-    """Memory for a chunk's scores, in the products' format and in float32 (float64): the system's pages are not free.
+    """Memory that is used again and again: the system's pages are not free."""
 
-    `narrow` holds the scores, and later their gradient, whose place they have left by then.
-    """
-
-    narrow: Tensor
-    wide: Tensor
+    products: Tensor
+    """[C, V] in the products' own format; later it holds their gradient, whose place they have left by then."""
+    scores: Tensor
+    """[B, V] in float32 (float64)."""
+    probs: Tensor
+    """Likewise."""
 
     @classmethod
-    def for_chunks(cls, tokens: int, matrix_VD: Tensor, wide: torch.dtype) -> _Room:
-        shape = (min(tokens, CHUNK), len(matrix_VD))
-        return cls(matrix_VD.new_empty(shape), matrix_VD.new_empty(shape, dtype=wide))
+    def of(cls, tokens: int, matrix_VD: Tensor) -> _Room:
+        words, wide = len(matrix_VD), _wide(matrix_VD.dtype)
+        chunk = max(min(tokens, max(CHUNK_BYTES // (words * matrix_VD.itemsize), CHUNK)), 1)
+        # a GPU is faster with few large steps
+        block = chunk if matrix_VD.device.type != "cpu" else min(chunk, max(BLOCK_BYTES // (words * wide.itemsize), 1))
+        scores, probs = matrix_VD.new_empty((2, block, words), dtype=wide)
+        return cls(matrix_VD.new_empty((chunk, words)), scores, probs)
+
+
+def _pieces(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """The range from start to stop in pieces of a size."""
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
+
+
+def _pieces_within(chunk: slice, size: int) -> Iterator[tuple[slice, slice]]:
+    """A chunk's blocks: their places in the chunk, and in all."""
+    return ((slice(b.start - chunk.start, b.stop - chunk.start), b) for b in _pieces(chunk.stop, size, chunk.start))
 
 
 def _scores(
-    how: Scores, states: Sequence[Tensor], matrices: Sequence[Tensor], bias_V: Tensor | None, room: _Room
+    how: Scores,
+    products_BV: Tensor,
+    states: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    bias_V: Tensor | None,
+    room: _Room,
 ) -> Tensor:
-    """[C, V], in the products' own format where nothing follows them, else float32 (float64)."""
-    scores_CV = torch.mm(states[0], matrices[0].T, out=room.narrow[: len(states[0])])
-    if len(states) == 1 and bias_V is None and how == Scores():
-        return scores_CV
-    scores_CV = scores_CV.to(_wide(scores_CV.dtype))
-    for x_CD, matrix_VD in zip(states[1:], matrices[1:], strict=True):
-        scores_CV += x_CD @ matrix_VD.T
+    """[B, V] in float32 (float64), from the first matrix's products."""
+    scores_BV = room.scores[: len(products_BV)].copy_(products_BV)
+    for x_BD, matrix_VD in zip(states[1:], matrices[1:], strict=True):
+        scores_BV += x_BD @ matrix_VD.T
     if bias_V is not None:
-        scores_CV += bias_V
-    scores_CV *= how.factor
-    return scores_CV if how.cap is None else scores_CV.div_(how.cap).tanh_().mul_(how.cap)
+        scores_BV += bias_V
+    if how.factor != 1:
+        scores_BV *= how.factor
+    return scores_BV if how.cap is None else scores_BV.div_(how.cap).tanh_().mul_(how.cap)
 
 
-def _add(total_VD: Tensor, product_VD: Tensor) -> None:
-    """Add in blocks: torch adds another format by way of a copy in the sum's own, as large as the matrix."""
+def _added(total_VD: Tensor | None, product_VD: Tensor) -> Tensor:
+    """The sum in float32 (float64), in blocks: torch adds another format by way of a copy in the sum's own."""
+    if total_VD is None:
+        return product_VD.to(_wide(product_VD.dtype), copy=True)
     for total, product in zip(total_VD.split(ROWS), product_VD.split(ROWS), strict=True):
         total.add_(product)
+    return total_VD
 
 
-def _slope(cap: float, scores_CV: Tensor) -> Tensor:
+def _slope(cap: float, scores_BV: Tensor) -> Tensor:
     """How a capped score moves with what was capped."""
-    return (scores_CV / cap).square_().neg_().add_(1)
+    return (scores_BV / cap).square_().neg_().add_(1)
 
 
-def _toward(probs_CV: Tensor, y_C1: Tensor, slope_CV: Tensor | None, factor: float, weight_C1: Tensor | None) -> Tensor:
+def _toward(probs_BV: Tensor, y_B1: Tensor, slope_BV: Tensor | None, factor: float, weight_B1: Tensor | None) -> Tensor:
     """The gradient of the log-probs (times their weights) in the products; made in place of the probabilities."""
-    toward_CV = probs_CV.neg_()
-    toward_CV.scatter_add_(-1, y_C1, torch.ones_like(y_C1, dtype=toward_CV.dtype))
-    if slope_CV is not None:
-        toward_CV *= slope_CV
-    if weight_C1 is not None:
-        toward_CV *= weight_C1 * factor
+    toward_BV = probs_BV.neg_()
+    toward_BV.scatter_add_(-1, y_B1, torch.ones_like(y_B1, dtype=toward_BV.dtype))
+    if slope_BV is not None:
+        toward_BV *= slope_BV
+    if weight_B1 is not None:
+        toward_BV *= weight_B1 * factor
     elif factor != 1:
-        toward_CV *= factor
-    return toward_CV
+        toward_BV *= factor
+    return toward_BV
 
 
 def token_logps(
