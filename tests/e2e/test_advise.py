@@ -7,6 +7,7 @@ import json
 from chat import Actor, Running, anchorline, rows_of, write_project
 
 from anchorline.recipe import load_recipe, run
+from anchorline.recipe.advising import same_model
 
 
 def advised(folder, fake, *words, own=None):
@@ -60,3 +61,19 @@ def test_a_served_policy_answers_anew_though_the_cache_knows_its_samples(tmp_pat
     )
     assert len(fresh) == 8 and {id: text.count("!") for id, text in fresh.items()} == dict.fromkeys(sampled, 3)
     assert {text.count("!") for text in sampled.values()} == {2}
+
+
+def test_a_score_judges_template_is_not_the_one_for_two_answers(tmp_path):
+    template = tmp_path / "score.txt"
+    template.write_text("=== user ===\n{{rubric}} {{conversation}} {{answer}}\n")
+    with Running() as fake:
+        found = advised(tmp_path, fake, "--set", "pairs.judge_mode=score", "--set", f"pairs.judge_prompt={template}")
+    assert found["judged"] > 12
+
+
+def test_a_folder_is_one_model_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "n").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert same_model("m", str(tmp_path / "m")) and same_model("owner/name", "owner/name")
+    assert not same_model("m", "n") and not same_model("owner/name", "owner/other")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from anchorline.data import read_json
+from anchorline.data import read_json, read_jsonl
 from anchorline.errors import RecipeError
 from anchorline.recipe import cells, load_recipe
 from anchorline.recipe import compare as module
@@ -203,3 +203,15 @@ def test_what_is_lacking_is_said_before_anything_is_run(tmp_path: Path, place: P
     with pytest.raises(RecipeError, match=says):
         compare(load_recipe(place / "r/recipe.yaml", [change]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_voices_that_differ_in_nothing_give_other_answers_and_none_the_policys(place: Path) -> None:
+    voice = {"max_new_tokens": 16, "temperature": 2.0}
+    grid = {**GRID, "sets": ["clair", "stronger", "off_policy"], "stronger": voice, "others": [voice, voice]}
+    sample = {"max_new_tokens": 16, "temperature": 2.0, "batch_size": 4}
+    write_recipe(place / "v", str(place / "model"), train=TRAIN, compare=grid, sample=sample)
+    compare(load_recipe(place / "v/recipe.yaml"), place / "voices", max_minutes=0)
+    base = place / "voices/base"
+    said = [base / "answers.jsonl", *(base / f"voices/{name}.jsonl" for name in ("stronger", "other0", "other1"))]
+    texts = [[row["text"] for _, row in read_jsonl(file)] for file in said]
+    assert all(len(set(answers)) == 4 for answers in zip(*texts, strict=True))

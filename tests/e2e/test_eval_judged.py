@@ -125,14 +125,17 @@ def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: 
 
 
 def test_files_that_number_their_prompts_alike_keep_them_all(tmp_path: Path) -> None:
-    rows = {"a": ["where is my tent"], "b": ["when", "where is my tent"]}
+    rows = {"a": ["where is my tent"], "b": ["when", "where is my tent"], "more/b": ["which boat"]}
     for name, prompts in rows.items():
         write_rows(tmp_path / f"{name}.jsonl", [{"id": str(n), "prompt": p} for n, p in enumerate(prompts)])
     settings = EvaluationSettings(
-        model="m", tasks=("drift",), prompts=tuple(str(tmp_path / f"{name}.jsonl") for name in "aba")
+        model="m",
+        tasks=("drift",),
+        prompts=tuple(str(tmp_path / f"{name}.jsonl") for name in ("a", "b", "a", "more/b")),
     )
     asked = Evaluation(settings, tmp_path).asked
-    assert asked.groups == {"0": "a", "b/0": "b"} and [prompt.id for prompt in asked.prompts] == ["0", "b/0"]
+    assert asked.groups == {"0": "a", "b/0": "b", "b/0-2": "b"}
+    assert [prompt.id for prompt in asked.prompts] == ["0", "b/0", "b/0-2"]
     assert [problem.partition(".jsonl: ")[2] for problem in asked.problems] == [
         "1 prompts stand in an earlier file, too, and count there"
     ] * 2

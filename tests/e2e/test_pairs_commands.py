@@ -161,6 +161,8 @@ def test_a_pilot_says_what_it_will_cost_and_is_not_paid_twice(tmp_path: Path) ->
         assert "pilot: 20 of 40 rows by clair; 100% became pairs" in told
         found = re.search(r"usd, all 40 rows: ([\d.]+) \(95 % interval ([\d.]+) to ([\d.]+)\)", told)
         assert found is not None and len(fake.asked("reviser")) == 20 and not (out / "sets").exists()
+        assert len(fake.asked("answers")) == 20, "the policy's other answers are not in the pilot"
+        assert sorted(path.name for path in out.glob("*pilot*")) == []
         anchorline("pairs", "clair", recipe, "--out", out)
         assert len(fake.asked("reviser")) == 40
         cost = manifest_of(out)["costs"]
@@ -171,6 +173,15 @@ def test_a_pilot_says_what_it_will_cost_and_is_not_paid_twice(tmp_path: Path) ->
         assert 2 * (asked + said) * 40 * 0.7 < json.loads(again)["tokens"]["mean"] < 2 * (asked + said) * 40 * 1.3
         pair = cost["kept_pair"]["pairs:clair"]
         assert pair["usd"] == pytest.approx(cost["usd"] / 40) and pair["tokens"] == cost["tokens"] / 40
+
+
+def test_further_samples_are_told_apart_whatever_the_ids_of_prompts_look_like(tmp_path: Path) -> None:
+    with Running() as fake:
+        recipe = write_project(tmp_path, fake.url)
+        rows = [{"id": f"thread#{n}", "prompt": f"Where is order {n}?"} for n in (0, 1, 2)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        anchorline("pairs", "on-policy", recipe, "--out", tmp_path / "run")
+    assert len(rows_of(tmp_path / "run/sets/on_policy/pairs.jsonl")) == 3
 
 
 def test_a_pilot_counts_a_reply_that_rows_share_once(tmp_path: Path) -> None:

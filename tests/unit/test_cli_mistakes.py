@@ -269,6 +269,12 @@ MISTAKES = [
         ("d/manifest.json", "another folder"),
         (*RUN, "--out", "d"),
     ),
+    Mistake(
+        "a pilot by batch",
+        nothing,
+        ("--dry-run", "leave out --batch"),
+        ("pairs", "clair", "r/recipe.yaml", "--dry-run", "--batch"),
+    ),
     # commands on files
     Mistake("measure a missing file", nothing, ("no.jsonl", "no such file"), ("measure", "no.jsonl")),
     Mistake("measure an empty file", text("e.jsonl", ""), ("e.jsonl", "is empty"), ("measure", "e.jsonl")),

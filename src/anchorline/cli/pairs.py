@@ -143,6 +143,8 @@ def pairs(
         raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
     given = settings(overrides, **named)
     if dry_run:
+        if batch:
+            raise typer.Exit(exit_code(_refuse_batch))
         raise typer.Exit(
             exit_code(lambda: _dry_run(source, given, out, maker, pilot, retry_failed=retry_failed, as_json=as_json))
         )
@@ -169,6 +171,14 @@ def _maker_and_source(words: list[str]) -> tuple[Maker | None, str]:
             f"got {' '.join(words)!r}, expected a SOURCE, or one of {', '.join(MAKERS)} and a SOURCE"
         )
     return maker, words[1]
+
+
+def _refuse_batch() -> None:
+    from anchorline.errors import RecipeError
+
+    raise RecipeError(
+        "--dry-run asks its few rows at once, at the full price; leave out --batch, which halves the estimate"
+    )
 
 
 def _dry_run(

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,12 @@ class Asked(NamedTuple):
     prompts: list[Prompt]
     groups: dict[str, str]
     problems: list[str]
+
+
+def _free(id: str, stem: str, taken: Mapping[str, str]) -> str:
+    """The id; where it is taken, with its file's name before it, and a number where that is taken too."""
+    candidates = chain((id, f"{stem}/{id}"), (f"{stem}/{id}-{n}" for n in count(2)))
+    return next(free for free in candidates if free not in taken)
 
 
 class Evaluation:
@@ -75,11 +82,12 @@ class Evaluation:
             said = {prompt.messages for prompt in prompts}
             rows = found.rows[: self.settings.limit]
             new = [prompt for prompt in rows if prompt.messages not in said]
-            taken = [replace(prompt, id=f"{stem}/{prompt.id}") if prompt.id in groups else prompt for prompt in new]
+            for prompt in new:
+                id = _free(prompt.id, stem, groups)
+                prompts.append(replace(prompt, id=id))
+                groups[id] = prompt.group or stem
             if left := len(rows) - len(new):
                 problems.append(f"{source}: {left} prompts stand in an earlier file, too, and count there")
-            prompts += taken
-            groups |= {prompt.id: prompt.group or stem for prompt in taken}
             problems += map(str, found.problems)
         return Asked(prompts, groups, problems)
 

@@ -84,7 +84,7 @@ def advise_set(run: RunContext) -> list[Failure]:
     met, unjudged = asyncio.run(_judge(run, {pair.id: pair for pair in sample}, [a for a in answers if a.text.strip()]))
     run.write(JUDGED, met, compared_to_row)
     hidden, why = _hidden(run, sample)
-    own = sum(p.provenance.maker in OWN and p.provenance.policy == run.policy_name for p in pairs)
+    own = sum(p.provenance.maker in OWN and same_model(p.provenance.policy, run.policy_name) for p in pairs)
     advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own > len(pairs) / 2)
     rows = {**advice._asdict(), "chosen": advice.chosen._asdict(), "rejected": advice.rejected._asdict()}
     found: dict[str, Any] = {
@@ -130,6 +130,11 @@ def run_source(recipe: Recipe) -> str:
     if recipe.pairs.file is None:
         raise RecipeError("the recipe makes its pairs; --per-pair takes a file of pairs")
     return recipe.pairs.file
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two spellings name one model: a folder may be given relative to here or not."""
+    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
 
 
 def _answer(run: RunContext, prompts: list[Prompt]) -> list[Failure]:

@@ -32,7 +32,7 @@ from anchorline.recipe.contrasts import tabled
 from anchorline.recipe.grid import Cell, CompareSettings, Voice, planned
 from anchorline.recipe.manifest import content_hash, open_folder
 from anchorline.recipe.run import match_sets, run
-from anchorline.recipe.stages import SETS, retains
+from anchorline.recipe.stages import AGAIN, SETS, retains
 from anchorline.style import check, without_torn_end
 from anchorline.types import Message, Messages, Pair, Prompt, Provenance
 
@@ -143,7 +143,7 @@ def _sets(recipe: Recipe, grid: CompareSettings, base: Path, progress: Progress)
 def _stronger(run: RunContext, voice: Voice) -> None:
     answers = {answer.id: answer for answer in run.read("answers.jsonl", answer_from_row)}
     pairs = []
-    for prompt, text in zip(run.prompts("prompts.jsonl"), _spoken(run, voice, "stronger"), strict=True):
+    for prompt, text in zip(run.prompts("prompts.jsonl"), _spoken(run, voice, "stronger", 0), strict=True):
         old = answers.get(prompt.id)
         if old and old.text.strip() and text and text != old.text:
             origin = Provenance("stronger", run.policy_name, run.policy_name, {"voice": voice.model_dump()})
@@ -152,7 +152,7 @@ def _stronger(run: RunContext, voice: Voice) -> None:
 
 
 def _off_policy(run: RunContext, voices: Sequence[Voice]) -> None:
-    spoken = [_spoken(run, voice, f"other{n}") for n, voice in enumerate(voices)]
+    spoken = [_spoken(run, voice, f"other{n}", n + 1) for n, voice in enumerate(voices)]
     choose = by_rounds(style_judge(run.style))
     pairs = []
     for prompt, *texts in zip(run.prompts("prompts.jsonl"), *spoken, strict=True):
@@ -163,8 +163,11 @@ def _off_policy(run: RunContext, voices: Sequence[Voice]) -> None:
     run.write(f"{SETS}/off_policy/pairs.jsonl", [pair for pair in pairs if isinstance(pair, Pair)], pair_to_row)
 
 
-def _spoken(run: RunContext, voice: Voice, name: str) -> list[str]:
-    """The voice's answer to each training prompt, of several the one that keeps most rules; "" where there is none."""
+def _spoken(run: RunContext, voice: Voice, name: str, number: int) -> list[str]:
+    """The voice's answer to each training prompt, of several the one that keeps most rules; "" where there is none.
+
+    `number` tells voices apart: two that differ in nothing else still give other answers, and none those of the policy.
+    """
     prompts = run.prompts("prompts.jsonl")
     asked = [
         replace(p, id=f"{p.id}#{name}{n}", messages=_with_system(p.messages, voice.system))
@@ -174,7 +177,8 @@ def _spoken(run: RunContext, voice: Voice, name: str) -> list[str]:
     file = f"voices/{name}.jsonl"
     key = run.path(f"voices/{name}.key")
     asked_of = (run.model_fingerprint, run.recipe.train.dtype, content_hash(run.path("prompts.jsonl")), run.recipe.seed)
-    here = f"{voice!r} {asked_of}"
+    salt = AGAIN * (2 + number)
+    here = f"{voice!r} {asked_of} {salt}"
     if not key.is_file() or key.read_text(encoding="utf-8") != here:
         for old in (run.path(file), run.path(f"{file}.partial")):
             old.unlink(missing_ok=True)
@@ -182,7 +186,7 @@ def _spoken(run: RunContext, voice: Voice, name: str) -> list[str]:
         key.write_text(here, encoding="utf-8")
     batch = run.recipe.sample.batch_size
     how = SampleSettings(max_new_tokens=voice.max_new_tokens, temperature=voice.temperature, batch_size=batch)
-    answers = run.answer(run.loaded(run.recipe.train.dtype), asked, how, file)
+    answers = run.answer(run.loaded(run.recipe.train.dtype), asked, how, file, salt=salt)
     texts = [without_torn_end(a.text) if a.finish == "length" else a.text.strip() for a in answers]
     return [_best_of(run, prompt, texts[k :: len(prompts)]) for k, prompt in enumerate(prompts)]
 

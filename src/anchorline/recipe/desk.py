@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -67,6 +68,12 @@ async def open_desk(run: RunContext) -> AsyncIterator[Desk]:
         budget = Budget(run.recipe.llm.budget, spent=cache.spent(run.id))
         async with AsyncExitStack() as stack:
             yield Desk(run, cache, budget, stack)
+
+
+def price_kept(recipe: Recipe, file: Path, run_id: str) -> None:
+    """Give what the run has paid for already the prices that it lacked; no desk is open."""
+    with RequestCache(file) as cache:
+        asyncio.run(price_later(cache, run_id, known_prices(recipe)))
 
 
 def cache_file(recipe: Recipe, folder: Path) -> Path:

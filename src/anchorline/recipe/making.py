@@ -289,7 +289,8 @@ async def _verifier(run: RunContext, endpoint: Callable[[str], Awaitable[Any]]) 
 
 def two_answer_judge(run: RunContext, judge: Any, how: Sampling) -> Judge:
     """The model `judge`, asked in both orders with the recipe's style and template."""
-    prompt = run.recipe.pairs.judge_prompt
+    settings = run.recipe.pairs
+    prompt = settings.judge_prompt if settings.judge_mode == "pairwise" else None  # of a score judge it has other slots
     template = load_template(prompt, slots=pairwise.SLOTS) if prompt else None
     return pairwise_judge(judge, style=style_of(run), template=template, sampling=how)
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from anchorline.data import prompt_to_row
 from anchorline.errors import UNANSWERED, DataError
 from anchorline.evals.stats import wilson
 from anchorline.llm.cache import worth
@@ -26,19 +30,40 @@ from anchorline.llm.types import Endpoint, Reply, Request
 from anchorline.pairs import make
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import SAMPLED
-from anchorline.recipe.desk import Desk, open_desk, settings_of
+from anchorline.recipe.desk import Desk, cache_file, open_desk, settings_of
 from anchorline.recipe.making import count_rows, needed_endpoints, per_row, rows_of
 from anchorline.types import Failure, Pair
 
-
-def pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
-    """Make a random part of the rows, and say what all of them will come to, with 95 % intervals. No pairs are written."""
-    return asyncio.run(_pilot(run, maker, rows))
+SAMPLING = {stage for stages in SAMPLED.values() for stage in stages}
+"""Stages in which the policy answers."""
 
 
-async def _pilot(run: RunContext, maker: str, rows: int) -> dict[str, Any]:
-    total = count_rows(run, maker)
-    drawn = set(random.Random(run.recipe.seed).sample(range(total), min(rows, total)))  # noqa: S311 - not a secret
+def pilot(run: RunContext, maker: str, rows: int, *, total: int | None = None) -> dict[str, Any]:
+    """Make a random part of the rows, and say what all of them will come to, with 95 % intervals. No pairs are written.
+
+    `total`: how many rows there are in all, where the run holds a part of them only.
+    """
+    return asyncio.run(_pilot(run, maker, rows, total))
+
+
+@contextmanager
+def drawn(run: RunContext, rows: int) -> Iterator[RunContext]:
+    """A run of a random part of the prompts, in a folder that goes again, with the run's own request cache."""
+    prompts = run.prompts("prompts.jsonl")
+    some = random.Random(run.recipe.seed).sample(prompts, min(rows, len(prompts)))  # noqa: S311 - not a secret
+    llm = run.recipe.llm.model_copy(update={"cache": str(cache_file(run.recipe, run.folder).absolute())})
+    recipe = run.recipe.model_copy(update={"llm": llm})
+    with TemporaryDirectory(prefix=".pilot-", dir=run.folder) as folder:
+        part = RunContext(recipe, Path(folder), progress=run.progress, calls=run.calls, run_id=run.id)
+        part.write("prompts.jsonl", some, prompt_to_row)
+        part.write("unstyled-prompts.jsonl", [], prompt_to_row)
+        yield part
+
+
+async def _pilot(run: RunContext, maker: str, rows: int, total: int | None) -> dict[str, Any]:
+    here = count_rows(run, maker)
+    total = here if total is None else total
+    drawn = set(random.Random(run.recipe.seed).sample(range(here), min(rows, here)))  # noqa: S311 - not a secret
     results: list[Pair | Failure] = []
     async with open_desk(run) as desk:
         part = [row for n, row in enumerate(rows_of(run, maker)) if n in drawn]
@@ -113,16 +138,17 @@ class _Priced:
 
 
 def _sampled(desk: Desk, maker: str, ids: Sequence[str]) -> dict[str, _Spent]:
-    """Tokens and dollars of the policy's answers that the maker takes, by row."""
-    found = {id: _Spent(0, 0.0) for id in ids}
+    """Tokens and dollars of the policy's answers that the maker takes, by row: of each the newest, whoever has paid it."""
     query = (
         "SELECT stage, row, coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0), usd FROM requests"
-        " WHERE error IS NULL AND stage IN ('sample', 'resample')"
+        " WHERE error IS NULL AND stage IN ('sample', 'resample') ORDER BY at"
     )
-    for stage, row, tokens, usd in desk.cache.read(query):
+    newest = {(stage, row): (int(tokens), usd) for stage, row, tokens, usd in desk.cache.read(query)}
+    found = {id: _Spent(0, 0.0) for id in ids}
+    for (stage, row), spent in newest.items():
         id = row.rpartition("#")[0] if stage == "resample" else row
         if stage in SAMPLED[maker] and id in found:
-            found[id] = found[id].plus(int(tokens), usd)
+            found[id] = found[id].plus(*spent)
     return found
 
 

@@ -28,7 +28,7 @@ from anchorline.llm.costs import Bill
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import Counts
-from anchorline.recipe.desk import cache_file, settings_of
+from anchorline.recipe.desk import cache_file, price_kept, settings_of
 from anchorline.recipe.making import Made, count_rows, needed_endpoints, rows_of
 from anchorline.recipe.ray_workers import Desk, Worker, hush, last_line, pack
 from anchorline.recipe.shards import Shard, bill_from_row, clear, collect, cut, finished, input_to_row, keep
@@ -93,6 +93,8 @@ def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int]
     done = finished(folder)
     on_rows(sum(done.values()))
     owed = count_rows(run, maker) - sum(done.values())
+    cache = cache_file(run.recipe, run.folder).absolute()
+    price_kept(run.recipe, cache, run.id)
     if not owed:
         return
     with _cluster() as ray:
@@ -102,7 +104,6 @@ def _make_all(run: RunContext, maker: str, folder: Path, on_rows: Callable[[int]
             ray.get_runtime_context().get_node_id(), soft=False
         )
         options = {"num_cpus": 0, "max_concurrency": 100_000, "scheduling_strategy": here}
-        cache = cache_file(run.recipe, run.folder).absolute()
         actor = ray.remote(Desk).options(**options)
         desk = actor.remote(run.recipe, cache, run.id, retry_failed=run.calls.retry_failed)
         shards = cut(rows_of(run, maker), size=size, done=done)

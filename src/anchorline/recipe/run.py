@@ -46,7 +46,7 @@ from anchorline.recipe.manifest import (
     stage_key,
     write_manifest,
 )
-from anchorline.recipe.pilot import pilot
+from anchorline.recipe.pilot import SAMPLING, drawn, pilot
 from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
 from anchorline.recipe.stages import (
     SETS,
@@ -150,11 +150,18 @@ def try_out(
     with open_folder(folder):
         manifest = read_manifest(folder)
         context = RunContext(recipe, folder, progress=progress, calls=calls, run_id=manifest.id)
+        paid = [stage for stage in stages if stage.name in SAMPLING and recipe.llm.policy is not None]
         for stage in stages:
-            if stage.name != upto:
+            if stage.name != upto and stage not in paid:
                 bring_up_to_date(stage, context, manifest)
         write_manifest(folder, manifest)
-        return pilot(context, maker or recipe.pairs.maker, rows)
+        if not paid:
+            return pilot(context, maker or recipe.pairs.maker, rows)
+        with drawn(context, rows) as part:  # the policy's answers cost, too: only those of the pilot are asked for
+            for stage in paid:
+                stage.act(part)
+            total = len(context.prompts("prompts.jsonl"))
+            return pilot(part, maker or recipe.pairs.maker, rows, total=total)
 
 
 def recipe_file(folder: Path, manifest: Manifest, maker: Maker | None) -> Path:

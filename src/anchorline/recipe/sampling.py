@@ -19,7 +19,7 @@ from anchorline.recipe.context import RunContext
 from anchorline.recipe.desk import open_desk
 from anchorline.types import Answer, Failure, Prompt
 
-STAGE = "sample"
+STAGE, RESAMPLE = "sample", "resample"
 
 
 def ask_policy(
@@ -66,9 +66,8 @@ async def _ask_all(
 
 
 async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str, salt: int) -> Answer | Failure:
-    # "p1#2" is the third sample of p1: the same messages, told apart by their index
-    number = prompt.id.rpartition("#")[2]
-    index = int(number) if number.isdecimal() and "#" in prompt.id else 0
+    # there "p1#2" is the third sample of p1: the same messages, told apart by their index
+    index = int(prompt.id.rpartition("#")[2]) if stage == RESAMPLE else 0
     request = how.request(prompt.messages, row=prompt.id, stage=stage, index=index + salt)
     reply = await policy.complete(request)
     if reply.finish == "filter":

@@ -53,7 +53,7 @@ from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
 from anchorline.recipe.manifest import content_hash
-from anchorline.recipe.sampling import ask_policy
+from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
 from anchorline.train.config import AUTO
 from anchorline.train.processes import led
@@ -152,7 +152,7 @@ def as_it_is(settings: SampleSettings) -> SampleSettings:
 def _resample(run: RunContext) -> list[Failure]:
     first = run.prompts("prompts.jsonl")
     again = [replace(prompt, id=f"{prompt.id}#{n}") for n in range(1, run.recipe.pairs.samples) for prompt in first]
-    return _answered(run, again, run.recipe.sample, MORE, "resample", salt=AGAIN)
+    return _answered(run, again, run.recipe.sample, MORE, RESAMPLE, salt=AGAIN)
 
 
 def _answered(
