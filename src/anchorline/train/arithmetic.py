@@ -2,8 +2,9 @@
 
 In one process the float32 weights that the model has get bfloat16 copies, once an optimizer step, and the model computes
 with the copies alone. Each copy's gradient is added to the float32 weight's as soon as it is there, and freed. Clipping,
-optimizer, checkpoints and saving see the float32 weights only. Autocast, which casts weights and states again at every
-layer and keeps the casts for the backward, takes more time and memory; it stays where weights are wrapped (DDP, FSDP).
+optimizer, checkpoints and saving see the float32 weights only. What is cheap to compute again is not kept (lean.py).
+Autocast, which casts weights and states again at every layer and keeps the casts for the backward, takes more time and
+memory; it stays where weights are wrapped (DDP, FSDP).
 
 >>> with multiplying_in(model, torch.bfloat16):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anchorline.train.lean import computing_again
 from anchorline.train.processes import launched
 
 
@@ -42,6 +44,7 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
         return
     with ExitStack() as stack:
         _lend_copies(model, dtype, stack)
+        stack.enter_context(computing_again(model))
         yield
 
 

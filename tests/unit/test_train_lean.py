@@ -1,0 +1,72 @@
+"""What is computed again in the backward is what was kept before: the same bits, in less memory, and nothing left behind."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from test_train_toys import PAD, SIZES, example, llama, tiny
+from torch.autograd.graph import saved_tensors_hooks
+
+from anchorline.train import arithmetic
+from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.attention import PACKED
+from anchorline.train.forward import example_logps
+from anchorline.train.lean import computing_again
+
+EXAMPLES = [example([2, 17, 30], [9, 10, 11, 12], [70, 71, 72]), example([2, 17, 31, 5], [7, 8], [9, 10, 11])]
+KINDS = {
+    "llama": lambda: tiny(llama()),
+    "qwen3": lambda: tiny(transformers.Qwen3Config(**SIZES), transformers.Qwen3ForCausalLM),
+    "gemma3": lambda: tiny(transformers.Gemma3TextConfig(**SIZES, head_dim=8), transformers.Gemma3ForCausalLM),
+}
+
+
+def model_of(kind: str) -> Any:
+    model = KINDS[kind.removesuffix(", lora")]().train()
+    if kind.endswith(", lora"):
+        model = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False))
+    model.set_attn_implementation(PACKED)
+    return model
+
+
+def step(model: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """Log-probs and gradients, and the bytes that the backward kept."""
+    model.zero_grad()
+    kept: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in own:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with multiplying_in(model, torch.bfloat16):
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with saved_tensors_hooks(keep, lambda x: x):
+            logps = example_logps(model, EXAMPLES, packed=True, pad=PAD)
+        (logps * torch.linspace(-1, 1.3, len(logps))).sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"logps": logps.detach(), **found}, sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "llama, lora"])
+def test_log_probs_and_gradients_are_the_same_to_the_last_bit(kind, monkeypatch):
+    model = model_of(kind)
+    found, less = step(model)
+    monkeypatch.setattr(arithmetic, "computing_again", lambda _: nullcontext())
+    plain, kept = step(model)
+    assert found.keys() == plain.keys() and len(found) > 4
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert less < 0.8 * kept
+
+
+def test_norms_and_gated_activations_are_found_and_nothing_stays_changed():
+    model = model_of("llama")
+    with computing_again(model):
+        changed = {name.rpartition(".")[2] for name, module in model.named_modules() if "forward" in module.__dict__}
+        assert changed == {"input_layernorm", "post_attention_layernorm", "norm", "mlp"}
+    assert not any("forward" in module.__dict__ for module in model.modules())
