@@ -52,6 +52,7 @@ def main() -> None:
         max_tokens=100_000,
         dtype="bfloat16",
         save_steps=100_000,
+        reference_cache=str(Path(job["folder"]) / "reference"),  # else an earlier run's would cost nothing
         gradient_checkpointing=job.get("checkpointing", False),
     )
     clock = Clock()
