@@ -116,9 +116,16 @@ class ConnectionLost(EndpointError, ConnectionError):
 
 
 class BadReply(EndpointError, ValueError):
-    """An answer that is not what the interface promises: broken JSON, no choice, no text."""
+    """An answer that is not what the interface promises: broken JSON, no choice, no text.
+
+    `used` is what the endpoint wants paid for it all the same, in tokens of prompt and reply, if it told.
+    """
 
     kind = "bad_reply"
+
+    def __init__(self, message: str, *, used: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.used = used
 
 
 class RequestRefused(EndpointError):

@@ -130,6 +130,22 @@ def test_what_is_no_chat_completion_is_a_bad_reply(content: Any, says: str) -> N
     assert isinstance(found, BadReply) and says in str(found)
 
 
+def test_a_model_that_only_thought_was_cut() -> None:
+    choice = {"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}
+    said = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 50}}
+
+    async def use(endpoint: OpenAIEndpoint) -> Reply:
+        return await endpoint.complete(ask())
+
+    assert against(Saying(200, said), use) == Reply("", "length", 3, 50)
+
+
+def test_a_bad_reply_says_what_it_used_up() -> None:
+    said = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}], "usage": {"completion_tokens": 50}}
+    found = fails(Saying(200, said))
+    assert isinstance(found, BadReply) and found.used == (0, 50)
+
+
 def test_a_filtered_reply_is_marked() -> None:
     async def use(endpoint: OpenAIEndpoint) -> Reply:
         return await endpoint.complete(ask())

@@ -30,7 +30,7 @@ from anchorline.errors import (
     ServerError,
     Throttled,
 )
-from anchorline.llm.budget import Amount
+from anchorline.llm.budget import Amount, Budget, Metered
 from anchorline.llm.cache import CachedEndpoint, RequestCache, make_record
 from anchorline.llm.costs import Bill
 from anchorline.llm.explain import explain
@@ -38,10 +38,11 @@ from anchorline.llm.fake import FakeEndpoint, Slow, broken, throttled, truncated
 from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, read_messages, request_key
 from anchorline.llm.pool import Pool
-from anchorline.llm.settings import EndpointSettings, Prices
+from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
 from anchorline.llm.store import Payment, Record
 from anchorline.llm.types import Reply, Request
 from anchorline.llm.upkeep import price_later, prune, stats
+from anchorline.recipe.desk import costs
 from anchorline.types import Message
 
 HELLO = Request((Message("system", "Be kind."), Message("user", "Hello there")), max_tokens=100)
@@ -484,12 +485,37 @@ def test_a_reply_whose_asker_was_told_to_stop_is_written_all_the_same(tmp_path: 
         assert cache.read("SELECT count(*) FROM payments") == [(5,)]
 
 
+@pytest.mark.parametrize("last", ["fine", BadReply("noise", used=(4, 100))], ids=["then a reply", "never one"])
+def test_replies_that_cannot_be_read_are_paid_each_time(file: Path, last: Any) -> None:
+    price = Prices(input=1e6, output=1e6)
+    budget = Budget(BudgetSettings(max_usd=1000))
+    fake = FakeEndpoint([BadReply("noise", used=(4, 100)), BadReply("noise"), last])
+    pool = Pool(fake, EndpointSettings(model="fake", attempts=3), backoff=0)
+    bill = Bill()
+    with RequestCache(file) as cache:
+        endpoint = CachedEndpoint(Metered(pool, budget=budget, price=price), cache, run="r", price=price, bill=bill)
+        asyncio.run(asyncio.wait_for(_outcome(endpoint, HELLO), 5))
+        whole = 104 + (5 if last == "fine" else 104)
+        assert cache.spent("r") == Amount(whole, whole) == Amount(budget.tokens, budget.usd)
+        assert sum(entry["calls"] for entry in costs(cache, "r").values()) == 2
+        assert bill.tokens == (5 if last == "fine" else 0)  # the bill is of replies that are used
+
+
+async def _outcome(endpoint: CachedEndpoint, request: Request) -> Reply | EndpointError:
+    try:
+        return await endpoint.complete(request)
+    except EndpointError as error:
+        return error
+
+
 def test_a_late_price_counts_batches_at_half(file: Path) -> None:
-    def paid(index: int, seconds: float) -> tuple[Record, Payment | None]:
-        return make_record(
+    def paid(index: int, seconds: float) -> tuple[Record, Payment]:
+        record, payment = make_record(
             f"key {index}", "m", "[]", "{}", HELLO, Reply("x", "stop", 10, 20),
             run="r", attempts=1, seconds=seconds, price=None,
         )  # fmt: skip
+        assert payment is not None
+        return record, payment
 
     async def main(cache: RequestCache) -> None:
         for index, seconds in enumerate((0.0, 0.0, 0.3)):  # two of a batch, one that was waited for

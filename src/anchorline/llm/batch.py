@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from anchorline.errors import BadReply, BudgetReached, ConnectionLost, EndpointError, EndpointTimeout, KeyRefused
 from anchorline.llm.budget import Amount, Budget, worst_case
-from anchorline.llm.cache import RequestCache, is_hit, make_record
+from anchorline.llm.cache import RequestCache, is_hit, make_record, unread_payment
 from anchorline.llm.keys import messages_json, read_messages, request_key, settings_json
 from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body, retry_after
 from anchorline.llm.prices import BATCH_SHARE, find_price
@@ -231,12 +231,14 @@ class _Order:
         known = self._cache.get(key)
         if payment is not None and known is not None and known.error is None and known.max_tokens >= max_tokens:
             return  # taken by a process that was killed before it could finish this batch
-        await self._cache.put(record, payment)
-        if payment is None:
+        if isinstance(outcome, BadReply) and outcome.used is not None:
+            payment = unread_payment(record, outcome.used, self._price)
+        await self._cache.put(record, *([payment] if payment else []))
+        if isinstance(outcome, EndpointError):
             self.failed += 1
-            return
-        self.answered += 1
-        if self._budget is not None:
+        else:
+            self.answered += 1
+        if self._budget is not None and payment is not None:
             self._budget.pay(Amount(payment.prompt_tokens + payment.completion_tokens, payment.usd or 0.0))
 
     def _outcome(self, result: Any) -> Reply | EndpointError | KeyRefused:

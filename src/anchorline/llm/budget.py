@@ -2,8 +2,9 @@
 
 Before a call its worst case is set aside: the prompt and `max_tokens` of reply. Where that no longer fits, the call waits
 until calls in flight are settled, which usually frees most of what they had set aside; where nothing is in flight any
-more, the run stops. So the limit is never passed (but for what a prompt's tokens were guessed wrong), and the run
-does not stop before less than one call's worst case is left.
+more, the run stops. So the limit is never passed (but for what a prompt's tokens were guessed wrong, and for replies of
+one request that could not be read: they are paid, too), and the run does not stop before less than one call's worst case
+is left.
 
 >>> import asyncio
 >>> from anchorline.llm.fake import FakeEndpoint
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 from anchorline.errors import BudgetReached, RecipeError
 from anchorline.llm.guess import guess_prompt_tokens, used_tokens
+from anchorline.llm.pool import ATTEMPTS, Attempts
 from anchorline.llm.settings import BudgetSettings, Prices
 from anchorline.llm.types import Endpoint, Reply, Request
 
@@ -145,24 +147,27 @@ class Metered:
 
     async def complete(self, request: Request) -> Reply:
         if self._budget is None:
-            return (await self._call(request))[0]
+            return await self._endpoint.complete(request)
         worst = worst_case(request, self.price)
         await self._budget.set_aside(worst)
-        paid = Amount()
+        attempts = ATTEMPTS.get() or Attempts()
+        counting = ATTEMPTS.set(attempts)
+        used: list[tuple[int, int]] = []
         try:
-            reply, paid = await self._call(request)
+            reply = await self._endpoint.complete(request)
+            used.append(used_tokens(request, reply)[:2])
             return reply
         finally:
-            self._budget.settle(worst, paid)
+            ATTEMPTS.reset(counting)
+            prompt, completion = (sum(column) for column in zip((0, 0), *used, *attempts.unread, strict=True))
+            self._budget.settle(worst, _amount(prompt, completion, self.price))
 
-    async def _call(self, request: Request) -> tuple[Reply, Amount]:
-        reply = await self._endpoint.complete(request)
-        prompt, completion, _ = used_tokens(request, reply)
-        usd = self.price.cost(prompt, completion) if self.price else None
-        return reply, Amount(prompt + completion, usd or 0.0)
+
+def _amount(prompt: int, completion: int, price: Prices | None) -> Amount:
+    return Amount(prompt + completion, price.cost(prompt, completion) if price else 0.0)
 
 
 def worst_case(request: Request, price: Prices | None) -> Amount:
     """The most that one call may take."""
     prompt = guess_prompt_tokens(request)
-    return Amount(prompt + request.max_tokens, price.cost(prompt, request.max_tokens) if price else 0.0)
+    return _amount(prompt, request.max_tokens, price)

@@ -51,6 +51,10 @@ KINDS: dict[str, Callable[[str], EndpointError]] = {
 }
 
 
+_Waiting = tuple[Record, tuple[Payment, ...], asyncio.Future[None]]
+"""A row to be written, what was paid for it, and who waits for it."""
+
+
 class RequestCache:
     """An open cache file. Reads are at once; writes are gathered into one transaction while the one before is written."""
 
@@ -61,7 +65,7 @@ class RequestCache:
         self._reader = connect(path)
         self._writer = self._reader if str(path) == ":memory:" else connect(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-cache")
-        self._pending: list[tuple[Record, Payment | None, asyncio.Future[None]]] = []
+        self._pending: list[_Waiting] = []
         self._writing: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -88,11 +92,11 @@ class RequestCache:
             row = self._reader.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
         return Record(*row) if row else None
 
-    async def put(self, record: Record, payment: Payment | None = None) -> None:
+    async def put(self, record: Record, *payments: Payment) -> None:
         """Write a row, and what was paid for it; returns when it is on disk."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._pending.append((record, payment, done))
+        self._pending.append((record, payments, done))
         if self._writing is None or self._writing.done():
             self._writing = loop.create_task(self._write_pending())
         await done
@@ -127,9 +131,9 @@ class RequestCache:
             else:
                 _confirm(group, None)
 
-    def _write_group(self, group: list[tuple[Record, Payment | None, asyncio.Future[None]]]) -> None:
+    def _write_group(self, group: list[_Waiting]) -> None:
         with readable(self.path):
-            write(self._writer, [record for record, _, _ in group], [p for _, p, _ in group if p is not None])
+            write(self._writer, [record for record, _, _ in group], [p for _, paid, _ in group for p in paid])
 
     def _transaction(self, work: Callable[[sqlite3.Connection], object]) -> None:
         with readable(self.path):
@@ -142,7 +146,7 @@ class RequestCache:
             self._writer.execute("COMMIT")
 
 
-def _confirm(group: list[tuple[Record, Payment | None, asyncio.Future[None]]], error: BaseException | None) -> None:
+def _confirm(group: list[_Waiting], error: BaseException | None) -> None:
     for _, _, done in group:
         if not done.done():
             if error is None:
@@ -227,7 +231,8 @@ class CachedEndpoint:
             seconds=time.monotonic() - started,
             price=self._price,
         )
-        await self._cache.put(record, payment)
+        unread = [unread_payment(record, used, self._price) for used in attempts.unread]
+        await self._cache.put(record, *unread, *([payment] if payment else []))
         if self._bill is not None and payment is not None:
             self._bill.add(key, payment.prompt_tokens + payment.completion_tokens, payment.usd)
         return outcome
@@ -271,7 +276,7 @@ def make_record(
     seconds: float,
     price: Prices | None,
 ) -> tuple[Record, Payment | None]:
-    """The row of a finished request, and what was paid for it (nothing, where it failed)."""
+    """The row of a finished request, and what was paid for its reply (nothing, where it failed)."""
     at = time.time()
     row = request.row.encode(errors="replace").decode()  # SQLite keeps no half surrogate pairs
     if isinstance(outcome, EndpointError):
@@ -289,3 +294,10 @@ def make_record(
         usd, seconds, at,
     )  # fmt: skip
     return record, Payment(key, run, model, request.stage, prompt, completion, guessed, usd, at)
+
+
+def unread_payment(record: Record, used: tuple[int, int], price: Prices | None) -> Payment:
+    """What was paid for a reply that could not be read, while this row's request was asked."""
+    at = record.at - record.seconds  # not the row's own time, by which `price_later` finds the payment of a reply
+    usd = price.cost(*used) if price else None
+    return Payment(record.key, record.run, record.model, record.stage, *used, False, usd, at)

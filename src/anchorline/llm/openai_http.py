@@ -152,8 +152,11 @@ class OpenAIEndpoint:
             raise RequestRefused("the messages hold half a surrogate pair, which is no text that can be sent") from None
         try:
             return reply_of(json.loads(response.content))
-        except (BadReply, ValueError) as error:
-            raise BadReply(f"{server.url} answered with what is no chat completion ({self.hide(str(error))})") from None
+        except ValueError as error:  # a BadReply is one
+            used = error.used if isinstance(error, BadReply) else None
+            raise BadReply(
+                f"{server.url} answered with what is no chat completion ({self.hide(str(error))})", used=used
+            ) from None
 
     def _too_slow(self, server: _Server) -> EndpointTimeout:
         return EndpointTimeout(
@@ -224,7 +227,7 @@ def reply_of(completion: Any) -> Reply:
     """The reply in a chat completion.
 
     Raises:
-        BadReply: it has no choice or no text.
+        BadReply: it has no choice or no text; with what it used up, where it says so.
 
     """
     try:
@@ -232,18 +235,19 @@ def reply_of(completion: Any) -> Reply:
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
     except (TypeError, LookupError, AttributeError):
         raise BadReply("it has no choices") from None
-    if text is None and finish == "content_filter":
-        text = ""
-    if not isinstance(text, str):
-        raise BadReply("its message has no text")
     usage = completion.get("usage")
     usage = usage if isinstance(usage, dict) else {}
+    prompt, said = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if text is None and isinstance(finish, str) and finish in FINISH:
+        text = ""  # withheld, or cut while the model was still thinking
+    if not isinstance(text, str):
+        raise BadReply("its message has no text", used=None if said is None else (prompt or 0, said))
     model = completion.get("model")
     return Reply(
         readable_text(text),
         FINISH.get(finish if isinstance(finish, str) else None, "stop"),
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
+        prompt,
+        said,
         model if isinstance(model, str) else "",
     )
 

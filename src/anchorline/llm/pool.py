@@ -17,11 +17,11 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from anchorline.errors import AnchorlineError, EndpointError, RequestRefused, Throttled
+from anchorline.errors import AnchorlineError, BadReply, EndpointError, RequestRefused, Throttled
 from anchorline.llm.breaker import Breaker
 from anchorline.llm.guess import guess_prompt_tokens
 from anchorline.llm.limits import Bucket, Slots
@@ -38,6 +38,8 @@ class Attempts:
     """How often a request was really asked; whoever wants to know puts one into `ATTEMPTS`."""
 
     count: int = 0
+    unread: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens of prompt and reply of each reply that could not be read and is to be paid for."""
 
 
 ATTEMPTS: ContextVar[Attempts | None] = ContextVar("attempts", default=None)
@@ -102,6 +104,8 @@ class Pool:
             try:
                 reply = await self._endpoint.complete(request)
             except EndpointError as error:
+                if attempts is not None and isinstance(error, BadReply) and error.used is not None:
+                    attempts.unread.append(error.used)
                 self._failed(error, started, loop.time())
                 raise
             except AnchorlineError as error:  # the key was refused: it would be for everybody

@@ -72,6 +72,8 @@ async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str, salt
     reply = await policy.complete(request)
     if reply.finish == "filter":
         return Failure(prompt.id, STAGE, "filtered", "the endpoint withheld the answer")
+    if not reply.text.strip() and reply.finish == "length":
+        return Failure(prompt.id, STAGE, "truncated", "the answer was cut before its first word; raise the token limit")
     if not reply.text.strip():
         return Failure(prompt.id, STAGE, "empty", "the model's answer is empty")
     return Answer(prompt.id, prompt.messages, reply.text, reply.finish)
