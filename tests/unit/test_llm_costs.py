@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import statistics
 from typing import Any
 
@@ -20,7 +21,7 @@ from anchorline.llm.guess import guess_prompt_tokens
 from anchorline.llm.settings import BudgetSettings, Prices
 from anchorline.llm.types import Reply, Request
 from anchorline.recipe.config import Recipe
-from anchorline.recipe.desk import known_prices
+from anchorline.recipe.desk import check_endpoints, known_prices
 from anchorline.types import Message
 
 DOLLAR = Prices(input=1e6, output=1e6)
@@ -176,6 +177,43 @@ def test_the_interval_covers_the_total_as_often_as_it_says() -> None:
 def test_a_pilot_too_small_or_too_large(pilot: list[float], n: int) -> None:
     with pytest.raises(UserError, match=f"a pilot of {len(pilot)} rows"):
         estimate(pilot, n)
+
+
+HERE, THERE = "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"
+
+
+@pytest.mark.parametrize(
+    ("llm", "says"),
+    [
+        (
+            {"policy": {"model": "m", "base_url": HERE}, "stronger": {"model": "m", "base_url": THERE, "temperature": 0}},
+            "llm.policy and llm.stronger are both 'm', at http://127.0.0.1:1/v1 and http://127.0.0.1:2/v1",
+        ),
+        ({"others": [{"model": "m", "base_url": HERE}, {"model": "m", "base_url": THERE}]}, "under another name"),
+        ({"others": [{"model": "m", "base_url": HERE}] * 2}, "llm.others.0 and llm.others.1 are the same model 'm'"),
+        ({"others": [{"model": "embedded:e"}, {"model": "embedded:e", "max_tokens": 9}]}, "another temperature"),
+    ],
+)
+def test_endpoints_that_the_cache_cannot_tell_apart_are_refused(llm: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        check_endpoints(Recipe.model_validate({"llm": llm}), [])
+
+
+@pytest.mark.parametrize(
+    "llm",
+    [
+        {"policy": {"model": "m", "base_url": HERE}, "judge": {"model": "m", "base_url": HERE}},
+        {"policy": {"model": "m", "base_url": HERE}, "judge": {"model": "m", "base_url": [THERE, HERE]}},
+        {"policy": {"model": "m", "base_url": HERE}, "judge": {"model": "n", "base_url": THERE}},
+        {
+            "policy": {"model": "m", "base_url": HERE},
+            "judge": {"model": "m", "base_url": THERE, "extra_body": {"top_k": 2}},
+        },
+        {"others": [{"model": "embedded:e"}, {"model": "embedded:e", "temperature": 1}]},
+    ],
+)
+def test_endpoints_that_it_can_tell_apart_are_not(llm: dict[str, Any]) -> None:
+    check_endpoints(Recipe.model_validate({"llm": llm}), [])
 
 
 def test_only_a_price_that_the_recipe_names_counts_for_what_was_paid_before():

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from anchorline.errors import RecipeError
 from anchorline.llm.budget import Budget
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.costs import Bill, known_sum
+from anchorline.llm.keys import canonical
 from anchorline.llm.prices import find_price
 from anchorline.llm.settings import EndpointSettings, Prices
 from anchorline.llm.types import Endpoint
@@ -109,11 +111,9 @@ def known_prices(recipe: Recipe) -> dict[str, Prices]:
 
     The table's are left out: they hold at one seller, and whom a reply without a price came from is not known any more.
     """
-    llm = recipe.llm
     found: defaultdict[str, set[Prices | None]] = defaultdict(set)
-    for settings in (llm.policy, llm.reviser, llm.judge, llm.stronger, *llm.others):
-        if settings is not None:
-            found[settings.model].add(settings.prices)
+    for settings in _named(recipe).values():
+        found[settings.model].add(settings.prices)
     return {model: price for model, prices in found.items() for price in prices if price and len(prices) == 1}
 
 
@@ -121,9 +121,11 @@ def check_endpoints(recipe: Recipe, names: list[str]) -> None:
     """Look at everything that can be wrong with endpoints before one is asked.
 
     Raises:
-        UserError: an endpoint is lacking, its key is not set, or a limit in dollars lacks a price.
+        UserError: an endpoint is lacking, its key is not set, a limit in dollars lacks a price, or the cache cannot tell
+            two endpoints from each other.
 
     """
+    _tell_apart(recipe)
     for name in names:
         settings = settings_of(recipe, name)
         if recipe.llm.budget.max_usd is not None and find_price(settings) is None:
@@ -140,6 +142,38 @@ def check_endpoints(recipe: Recipe, names: list[str]) -> None:
 
             for url in settings.urls:
                 key_for(settings, url, environ)
+
+
+def _named(recipe: Recipe) -> dict[str, EndpointSettings]:
+    """All endpoints of a recipe by their names, as `settings_of` takes them."""
+    llm = recipe.llm
+    one = {"policy": llm.policy, "reviser": llm.reviser, "judge": llm.judge, "stronger": llm.stronger}
+    many = {f"others.{n}": settings for n, settings in enumerate(llm.others)}
+    return {name: settings for name, settings in (one | many).items() if settings is not None}
+
+
+def _tell_apart(recipe: Recipe) -> None:
+    """A stored reply is known by model, messages and sampling, not by its URL: what differs must differ in these."""
+    for (name, settings), (other, its) in combinations(_named(recipe).items(), 2):
+        if _known_by(settings) != _known_by(its):
+            continue
+        if not settings.runs_here and not set(settings.urls) & set(its.urls):
+            raise RecipeError(
+                f"llm.{name} and llm.{other} are both {settings.model!r}, at {settings.urls[0]} and {its.urls[0]}: the cache "
+                "knows a model by its name, so one would be given the other's replies; serve one of them under another "
+                "name, or, if it is the same model, give both URLs to each (base_url: [URL, URL])"
+            )
+        sampling = (settings.temperature, settings.top_p) == (its.temperature, its.top_p)
+        if sampling and name.startswith("others.") and other.startswith("others."):
+            raise RecipeError(
+                f"llm.{name} and llm.{other} are the same model {settings.model!r} with the same settings: their answers "
+                "would be one and the same; name another model, or give one another temperature, top_p or extra_body"
+            )
+
+
+def _known_by(settings: EndpointSettings) -> tuple[bool, str, str]:
+    """What of an endpoint, besides its sampling, the key of a request holds."""
+    return settings.runs_here, settings.model, canonical({} if settings.runs_here else settings.extra_body)
 
 
 def costs(cache: RequestCache, run: str) -> dict[str, dict[str, Any]]:
