@@ -1,11 +1,13 @@
 """Other tools' layouts, recognised by their columns: what becomes of each column, and what is refused and how."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 
-from anchorline.data import read_candidates, read_pairs, read_prompts, write_rows
+from anchorline.data import read_answers, read_candidates, read_pairs, read_prompts, read_unpaired, write_rows
+from anchorline.data.candidates import Candidate
 from anchorline.errors import DataError
 from anchorline.types import Message, Pair, Provenance, prompt_id
 
@@ -187,6 +189,43 @@ def test_csv_pairs_and_prompts(tmp_path: Path):
     assert (first.id, first.prompt[0].content) == ("7", 'Hello,\r\nwhere "is" it?')
     assert second.prompt == (Message("system", "Be kind."), Message("user", "Hi"))
     assert (second.id, second.chosen, second.rejected) == (prompt_id(second.prompt), "é", "[1] and more")
+
+
+def test_csv_columns_that_hold_no_texts(tmp_path: Path):
+    (tmp_path / "labelled.csv").write_text("prompt,completion,label\nA,b,True\nA,c,false\nA,d,1\nA,e,0\nA,f,yes\n")
+    loaded = read_unpaired(tmp_path / "labelled.csv")
+    assert [row.label for row in loaded.rows] == [True, False, True, False]
+    assert [str(p).partition("csv:")[2] for p in loaded.problems] == [
+        "6: label: is 'yes', expected true or false (or 1 or 0)"
+    ]
+    with (tmp_path / "several.csv").open("w", newline="") as file:
+        lists = {"generations": ["384,400 km.", "[Far]."], "ratings": [5, None]}
+        csv.writer(file).writerows([["prompt", *lists], ["How far?", *map(json.dumps, lists.values())]])
+        csv.writer(file).writerow(["[x]", '["a", "b"]', ""])
+    first, second = read_candidates(tmp_path / "several.csv", strict=True).rows
+    assert first.answers == (Candidate("384,400 km.", score=5.0), Candidate("[Far]."))
+    assert second.prompt[0].content == "[x]" and [answer.text for answer in second.answers] == ["a", "b"]
+
+
+def test_messages_as_python_prints_them_are_refused(tmp_path: Path):
+    asked = [{"content": "Say {x}", "role": "user"}]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        rows = [["prompt"], [str(asked)], [json.dumps(asked)], ["[{Hello"]]
+        csv.writer(file).writerows(rows)
+    loaded = read_prompts(tmp_path / "a.csv")
+    assert [row.messages[0].content for row in loaded.rows] == ["Say {x}", "[{Hello"]
+    (problem,) = loaded.problems
+    assert "a.csv:2: prompt: is a list of messages as Python prints it, expected JSON" in str(problem)
+    assert problem.field == "prompt"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_an_answer_that_does_not_say_how_it_ended_was_not_cut(tmp_path: Path, name: str):
+    if name == "a.csv":
+        (tmp_path / name).write_text("prompt,text,finish\nA,b,\nA,c,length\n")
+    else:
+        write_rows(tmp_path / name, [{"prompt": "A", "text": "b", "finish": end} for end in (None, "length")])
+    assert [row.finish for row in read_answers(tmp_path / name, strict=True).rows] == ["stop", "length"]
 
 
 def test_csv_rows_that_cannot_be_used_have_the_line_on_which_they_begin(tmp_path: Path):

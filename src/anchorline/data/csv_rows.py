@@ -1,7 +1,8 @@
 r"""Rows of a CSV file: commas, a header, UTF-8, quoted fields that may hold line breaks (RFC 4180).
 
 An empty cell is a missing value. A cell that holds a list of messages as JSON is read as one, since a conversation
-taken for one long user turn would be trained on without anybody noticing.
+taken for one long user turn would be trained on without anybody noticing; for the same reason one that is written as
+Python prints it (what pandas' `to_csv` does) is refused. Other columns whose values are no texts are read as JSON, too.
 
 >>> import tempfile
 >>> file = Path(tempfile.mkdtemp()) / "prompts.csv"
@@ -18,6 +19,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from typing import Any
 from anchorline.data.jsonl import opened
 from anchorline.errors import DataError
 
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+_LISTS = frozenset(["completions", "generations", "generation_models", "ratings"])
+"""Columns of `candidates_from_row` that hold a list of anything."""
+_PRINTED = re.compile(r"""\s*\[\s*\{.*['"]role['"]""", re.DOTALL)
 _LONGEST_CELL = 2**31 - 1  # the module's own limit, 128 KiB, is less than a long conversation
 
 
@@ -66,21 +72,29 @@ def _header(names: list[str] | None, path: str | Path) -> list[str]:
 def _row(names: list[str], cells: list[str], path: str | Path, line: int) -> dict[str, Any] | DataError:
     if len(cells) != len(names):
         return DataError(f"has {len(cells)} cells, expected {len(names)} ({', '.join(names)})", file=path, line=line)
-    return {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+    try:
+        return {name: _value(name, cell) for name, cell in zip(names, cells, strict=True)}
+    except DataError as error:
+        text = str(error).removeprefix(f"{error.field}: ")
+        return DataError(text, file=path, line=line, field=error.field)
 
 
-def _value(cell: str) -> Any:
+def _value(name: str, cell: str) -> Any:
     if not cell.strip():
         return None
-    if cell.lstrip()[0] == "[":
-        try:
-            value = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(v, dict) and "role" in v and "content" in v for v in value)
-        ):
-            return value
-    return cell
+    if name == "label":
+        return _LABELS.get(cell.strip().casefold(), cell)
+    if cell.lstrip()[0] != "[":
+        return cell
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        if _PRINTED.match(cell):
+            raise DataError(
+                "is a list of messages as Python prints it, expected JSON; save such columns with json.dumps, or the whole "
+                "table as JSON lines (pandas: to_json(file, orient='records', lines=True))",
+                field=name,
+            ) from None
+        return cell
+    messages = all(isinstance(v, dict) and "role" in v and "content" in v for v in value)
+    return value if value and (name in _LISTS or messages) else cell

@@ -54,8 +54,12 @@ def read_unpaired(source: str | Path, *, strict: bool = False) -> Loaded[Unpaire
 
 
 def read_answers(source: str | Path, *, strict: bool = False) -> Loaded[Answer]:
-    """Read answers of a model: rows with a prompt and a `text`; `finish` is "stop" where a row does not say."""
-    return _load(source, lambda row: answer_from_row({"finish": "stop"} | row), strict=strict)
+    """Read answers of a model: rows with a prompt and a `text`; `finish` is "stop" where a row does not say, or says null."""
+    return _load(
+        source,
+        lambda row: answer_from_row(row | {"finish": "stop"} if row.get("finish") is None else row),
+        strict=strict,
+    )
 
 
 def read_candidates(source: str | Path, *, strict: bool = False, score: Score = "overall_score") -> Loaded[Candidates]:
