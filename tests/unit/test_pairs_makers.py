@@ -113,6 +113,16 @@ def test_equal_answers_are_judged_once() -> None:
     assert pair.provenance.maker == "off_policy" and pair.provenance.details["models"] == ["m0", "m1"]
 
 
+def test_what_other_models_think_is_no_part_of_their_answers() -> None:
+    said = {"a": "<think>\nMaybe B!\n</think>\n\nIt left.", "b": "It left!"}
+    models = [(FakeEndpoint(text, model=name), Sampling()) for name, text in said.items()]
+    found = asyncio.run(ask_models(PROMPT, models))
+    assert isinstance(found, Candidates) and [answer.text for answer in found.answers] == ["It left.", "It left!"]
+    only = [(FakeEndpoint("<think>Hm.", model=name), Sampling()) for name in said]
+    nobody = result(asyncio.run(ask_models(PROMPT, only)))
+    assert isinstance(nobody, Failure) and nobody.kind == "empty"
+
+
 def test_samples_are_told_apart_and_the_given_answer_is_not_asked_for_again() -> None:
     fake = FakeEndpoint(lambda request: f"answer {request.index}", model="m")
     found = asyncio.run(sample(PROMPT, fake, k=3))

@@ -15,11 +15,13 @@ The answers are given with the prompts (`data.candidates_from_row`), or asked of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from anchorline.data.candidates import Candidates
 from anchorline.errors import EndpointError
 from anchorline.judge import Sampling
 from anchorline.judge.sampling import together
+from anchorline.judge.thinking import without_thinking
 from anchorline.llm.types import Endpoint
 from anchorline.pairs.choose import Chooser
 from anchorline.pairs.on_policy import STAGE, candidates, judged_pair
@@ -32,7 +34,7 @@ async def off_policy(row: Candidates, *, choose: Chooser, policy: str = "") -> P
 
 
 async def ask_models(prompt: Prompt, endpoints: Sequence[tuple[Endpoint, Sampling]]) -> Candidates | Failure:
-    """One answer of each model, sampled its own way.
+    """One answer of each model, sampled its own way; what a model thinks before it is no part of it.
 
     One that cannot be asked fails the row: its absence would choose the others' pair.
     """
@@ -41,6 +43,5 @@ async def ask_models(prompt: Prompt, endpoints: Sequence[tuple[Endpoint, Samplin
         replies = await together(endpoint.complete(request) for endpoint, request in asked)
     except EndpointError as error:
         return Failure(prompt.id, STAGE, error.kind, str(error))
-    return candidates(
-        prompt, [(endpoint.model, reply) for (endpoint, _), reply in zip(endpoints, replies, strict=True)]
-    )
+    said = [replace(reply, text=without_thinking(reply.text).text.strip()) for reply in replies]
+    return candidates(prompt, [(endpoint.model, reply) for (endpoint, _), reply in zip(endpoints, said, strict=True)])
