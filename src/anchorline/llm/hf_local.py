@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from anchorline.llm.cache_room import can_repeat, roomy_cache
+from anchorline.llm.chat import chat_text
 from anchorline.llm.models import Loaded, end_of_turn
 from anchorline.llm.types import SampleSettings
 from anchorline.types import Answer, Messages, Prompt
@@ -66,9 +67,8 @@ def prompt_tokens(loaded: Loaded, prompt: Prompt) -> list[int]:
 
 def message_tokens(loaded: Loaded, messages: Messages) -> list[int]:
     """A conversation's tokens, as for `prompt_tokens`."""
-    turns = [{"role": m.role, "content": m.content} for m in messages]
     tokenizer: Any = loaded.tokenizer
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    text = chat_text(tokenizer, messages, to_answer=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

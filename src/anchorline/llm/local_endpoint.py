@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from anchorline.errors import RequestRefused
+from anchorline.errors import ModelError, RequestRefused
 from anchorline.llm.keys import request_key
 from anchorline.llm.models import fingerprint, load, resolve
 from anchorline.llm.settings import EMBEDDED, EndpointSettings
@@ -82,7 +82,10 @@ class LocalEndpoint:
         if self._loaded is None:
             await loop.run_in_executor(self._thread, self._load)
         assert self._loaded is not None
-        tokens = message_tokens(self._loaded, request.messages)
+        try:
+            tokens = message_tokens(self._loaded, request.messages)
+        except ModelError as error:
+            raise RequestRefused(str(error)) from error
         window = getattr(self._loaded.model.config, "max_position_embeddings", None)
         if window and len(tokens) >= window:
             raise RequestRefused(f"the messages have {len(tokens)} tokens, and {self._model} reads less than {window}")

@@ -18,9 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from anchorline.errors import DataError
+from anchorline.errors import DataError, ModelError
+from anchorline.llm.chat import chat_text
 from anchorline.objectives.names import DESCRIPTIONS
-from anchorline.types import Failure, Messages, Pair, Unpaired
+from anchorline.types import Failure, Message, Messages, Pair, Unpaired
 
 
 class Template(NamedTuple):
@@ -71,13 +72,15 @@ def encode(prompt: Messages, response: str, template: Template) -> tuple[tuple[i
 
     Raises:
         BoundaryError: they would not be the tokens of the whole conversation, the turn does not end exactly once, or the
-            template changes the answer.
+            template changes the answer, or refuses the conversation.
 
     """
     tokenizer: Any = template.tokenizer
-    turns = [{"role": m.role, "content": m.content} for m in prompt]
-    start = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
+    try:
+        start = chat_text(tokenizer, prompt, to_answer=True)
+        whole = chat_text(tokenizer, (*prompt, Message("assistant", response)), to_answer=False)
+    except ModelError as error:
+        raise BoundaryError(str(error)) from error
     prompt_ids = tokenizer(start, add_special_tokens=False)["input_ids"]
     whole_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     if whole_ids[: len(prompt_ids)] != prompt_ids:
