@@ -65,6 +65,26 @@ def test_missing_files_stay_beside_the_recipe_and_hub_ids_stay(tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize("name", ["teknium/OpenHermes-2.5", "owner/name-2.5:test_1.1"])
+def test_a_hub_id_may_hold_a_dot(tmp_path: Path, name: str) -> None:
+    file = write_recipe(tmp_path / "r", "m", prompts={"train": name}, retain={"prompts": name})
+    recipe = load_recipe(file)
+    assert recipe.prompts and recipe.prompts.train == name
+    assert recipe.retain and recipe.retain.prompts == name
+
+
+def test_models_in_process_and_the_references_folder_are_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    here = {"engine": "transformers", "model": "../models/tiny"}
+    served = {"model": "../models/tiny", "base_url": "http://127.0.0.1:1/v1"}
+    llm = {"reviser": here, "judge": served, "others": [here, here | {"model": "owner/name"}]}
+    recipe = load_recipe(write_recipe(tmp_path / "r", "m", llm=llm, train={"reference_cache": "kept"}))
+    beside = str(tmp_path / "r" / "../models/tiny")
+    assert recipe.llm.reviser and recipe.llm.reviser.model == recipe.llm.others[0].model == beside
+    assert recipe.llm.judge and (recipe.llm.judge.model, recipe.llm.others[1].model) == ("../models/tiny", "owner/name")
+    assert recipe.train.reference_cache == str(tmp_path / "r" / "kept")
+
+
 def test_overrides_are_taken_from_the_current_folder(tmp_path: Path) -> None:
     file = write_recipe(tmp_path / "r", "m")
     assert load_recipe(file, ["style=mine.yaml"]).style == "mine.yaml"

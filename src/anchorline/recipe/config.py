@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anchorline.advise.settings import AdviseSettings
+from anchorline.data.files import READABLE
+from anchorline.data.hub import looks_like_hub_id
 from anchorline.errors import RecipeError
 from anchorline.evals.settings import EvalSettings
 from anchorline.llm.settings import BudgetSettings, EndpointSettings
@@ -118,8 +120,10 @@ PATHS = (
     ("pairs", "prompt"),
     ("pairs", "judge_prompt"),
     ("llm", "cache"),
+    ("train", "reference_cache"),
 )
-"""Settings that may name a file: relative ones are looked up beside the recipe."""
+"""Settings that may name a file or folder: relative ones are looked up beside the recipe. So are models of `llm` that run in
+process."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -136,8 +140,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     resolved = path.is_dir() and (path / "recipe.yaml").is_file()
     path = path / "recipe.yaml" if resolved else path
     data = _read(path)
-    for keys in () if resolved else PATHS:
-        _beside(data, keys, path.parent)
+    if not resolved:
+        for keys in PATHS:
+            _beside(data, keys, path.parent)
+        for endpoint in _endpoints(data.get("llm")):
+            if endpoint.get("engine") == "transformers":
+                _beside(endpoint, ("model",), path.parent)
     for override in overrides:
         override_setting(data, override)
     return parse_recipe(data, source=str(path))
@@ -219,6 +227,12 @@ def _beside(data: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None:
         place[keys[-1]] = _path_beside(keys, value, folder)
 
 
+def _endpoints(llm: Any) -> list[dict[str, Any]]:
+    groups = list(llm.values()) if isinstance(llm, dict) else []
+    many = [one for group in groups for one in (group if isinstance(group, list) else [group])]
+    return [one for one in many if isinstance(one, dict)]
+
+
 def _path_beside(keys: tuple[str, ...], value: Any, folder: Path) -> Any:
     """The path as it lies beside the recipe; what is no path, or may be a hub id, as it is."""
     if not isinstance(value, str) or "\0" in value:
@@ -230,7 +244,8 @@ def _path_beside(keys: tuple[str, ...], value: Any, folder: Path) -> Any:
     # a model or data set may be a hub id: only what lies there, or can only be a file, is a path
     if keys[-1] in ("model", "file", "answers") and not beside.exists():
         return value
-    if keys[0] in ("prompts", "retain") and not beside.exists() and not Path(value).suffix:
+    may_be_id = looks_like_hub_id(value) and Path(value).suffix.lower() not in READABLE
+    if keys[0] in ("prompts", "retain") and not beside.exists() and may_be_id:
         return value
     return str(beside)
 
