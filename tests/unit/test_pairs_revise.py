@@ -85,6 +85,20 @@ def test_a_failed_gate_is_asked_again_with_the_reason() -> None:
     assert "again_template" in pair.provenance.details
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+@pytest.mark.parametrize("said", ["\r\n", "\n"])
+def test_a_revision_has_the_line_ends_of_the_answer(end: str, said: str) -> None:
+    answer = Answer("a1", ASKED, f"It left!{end}{end}Bye.", "stop")
+    pair, _ = made(framed(f"It left.{said}{said}Bye.{said}Now."), answer)
+    assert isinstance(pair, Pair) and pair.chosen == f"It left.{end}{end}Bye.{end}Now."
+
+
+@pytest.mark.parametrize("text", ["It left!", "It left!\r\nFor good!\nBye."])
+def test_line_ends_stay_where_the_answer_has_none_or_several_kinds(text: str) -> None:
+    pair, _ = made(framed("It left.\r\nNow.\nBye."), Answer("a1", ASKED, text, "stop"))
+    assert isinstance(pair, Pair) and pair.chosen == "It left.\r\nNow.\nBye."
+
+
 def test_only_the_last_attempt_is_shown_and_there_is_a_limit() -> None:
     result, fake = made([framed(LOUD), "no marker", framed(LOUD)], style=CALM, gates=GateSettings(attempts=3))
     assert isinstance(result, Failure) and result.kind == "broken"

@@ -14,6 +14,7 @@ and the attempt in sight, a few times at most. Every attempt is kept with the pa
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from anchorline.errors import DataError, EndpointError
@@ -29,6 +30,7 @@ from anchorline.types import Answer, Failure, Pair, Provenance
 
 STAGE = "pairs"
 
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _WHY = {
     "truncated": "the reply was cut at the token limit; reason in fewer words",
     "filtered": "the endpoint withheld the reply",
@@ -75,6 +77,7 @@ async def revise(
         for index in range(gates.attempts):
             reply = await reviser.complete(sampling.request(messages, row=answer.id, stage="revise", index=index))
             parsed = parse_revision(reply.text, reply.finish, original=answer.text, prompt=answer.prompt)
+            parsed = parsed._replace(text=_ended_alike(parsed.text, answer.text))
             faults = _faults(answer, parsed, style, gates, instructions)
             attempts.append(_attempt(reply, parsed, faults))
             if not faults:
@@ -105,6 +108,12 @@ def _faults(answer: Answer, parsed: Parsed, style: Style | None, gates: GateSett
         broken = broken_rules(answer.prompt, parsed.text, style)
         faults += [broken] if broken else []
     return faults
+
+
+def _ended_alike(revision: str, original: str) -> str:
+    """The revision with the original's line ends, where those are all of one kind: a difference that no one means."""
+    ends = set(_LINE_END.findall(original))
+    return _LINE_END.sub(ends.pop(), revision) if len(ends) == 1 else revision
 
 
 def _attempt(reply: Reply, parsed: Parsed, faults: list[Fault]) -> dict[str, Any]:
