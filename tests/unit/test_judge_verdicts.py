@@ -144,7 +144,7 @@ def test_a_score_is_the_mean_of_samples_that_the_cache_tells_apart() -> None:
     score = asyncio.run(score_answer(ASKED, "x", judge=fake, n=3))
     assert (score.mean, score.values) == (7.0, (6.0, 7.0, 8.0))
     assert [request.index for request in fake.asked] == [0, 1, 2]
-    assert asyncio.run(score_scorer(fake, n=3)(ASKED, "x")) == 7.0
+    assert asyncio.run(score_scorer(fake, n=3)(ASKED, "x")).points == 7.0
     with pytest.raises(Unreadable):
         asyncio.run(score_answer(ASKED, "x", judge=FakeEndpoint(["SCORE: 7", "?"]), n=2))
 
@@ -165,7 +165,7 @@ def test_the_style_judges_by_rules_kept() -> None:
     assert verdict.details["broken"] == [[], ["no_exclamation", "max_words"]]
     assert asyncio.run(judge((), "Now!", "It left.")).winner == "b"
     assert asyncio.run(judge((), "Now!", "It has left at last.")).winner == "tie"
-    assert asyncio.run(style_scorer(CALM)((), "Now!")) == 1.0
+    assert asyncio.run(style_scorer(CALM)((), "Now!")).points == 1.0
     for needs_rules in (style_judge, style_scorer):
         with pytest.raises(StyleError, match="has no rules to judge by"):
             needs_rules(parse_style({"name": "free", "guideline": "Be kind."}))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from anchorline.data import failure_to_row, pair_to_row
 from anchorline.data.candidates import Candidate, Candidates
 from anchorline.errors import KeyRefused
-from anchorline.judge import Sampling, pairwise_judge, score_scorer, style_judge, style_scorer
+from anchorline.judge import Sampling, Scored, pairwise_judge, score_scorer, style_judge, style_scorer
+from anchorline.judge.score import default_template
 from anchorline.llm.fake import FakeEndpoint, throttled, truncated
 from anchorline.llm.types import Reply
 from anchorline.pairs import ask_models, by_rounds, by_score, match, off_policy, on_policy, sample, stronger
@@ -38,8 +39,8 @@ async def longer(prompt: Messages, a: str, b: str, *, row: str = "") -> Verdict:
     return Verdict("tie" if len(a) == len(b) else "a" if len(a) > len(b) else "b", judge="longer")
 
 
-async def length(prompt: Messages, answer: str, *, row: str = "") -> float:
-    return float(len(answer))
+async def length(prompt: Messages, answer: str, *, row: str = "") -> Scored:
+    return Scored(float(len(answer)))
 
 
 @given(st.lists(st.text(max_size=6), min_size=2, max_size=6))
@@ -85,6 +86,17 @@ def test_on_policy_takes_the_better_and_the_worse() -> None:
     scored = asyncio.run(on_policy(row, choose=by_score(style_scorer(CALM)), policy="m"))
     assert isinstance(scored, Pair) and (scored.chosen, scored.rejected) == (pair.chosen, pair.rejected)
     assert scored.provenance.details["points"] == [1.0, 0.0, 2.0]
+    assert scored.provenance.details["scores"][0] == {"judge": "style:calm", "mode": "style", "broken": ["no_exclamation"]}
+
+
+def test_a_scored_pair_names_the_judge_its_template_and_every_score() -> None:
+    judge = FakeEndpoint(lambda r: f"SCORE: {len(r.messages[-1].content) % 2 + 3 + r.index}", model="j")
+    pair = result(asyncio.run(on_policy(candidates("no", "yes"), choose=by_score(score_scorer(judge, n=2)), policy="m")))
+    assert isinstance(pair, Pair)
+    scores = pair.provenance.details["scores"]
+    assert {(one["judge"], one["mode"], one["template"]) for one in scores} == {("j", "score", default_template().hash)}
+    assert sorted(one["scores"] for one in scores) == [[3.0, 4.0], [4.0, 5.0]]
+    assert [sum(one["scores"]) / 2 for one in scores] == pair.provenance.details["points"]
 
 
 @pytest.mark.parametrize(

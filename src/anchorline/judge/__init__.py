@@ -15,13 +15,14 @@ from anchorline.judge.sampling import Sampling
 from anchorline.judge.score import Score, score_answer, score_judge, score_scorer
 from anchorline.judge.style_judge import style_judge, style_scorer
 from anchorline.judge.template import Template, load_template, packaged_template, parse_template, render
-from anchorline.judge.verdict import Judge, Scorer, Unreadable, count_verdicts, verdict_to_row
+from anchorline.judge.verdict import Judge, Scored, Scorer, Unreadable, count_verdicts, verdict_to_row
 
 __all__ = [
     "GENERAL",
     "Judge",
     "Sampling",
     "Score",
+    "Scored",
     "Scorer",
     "Template",
     "Unreadable",

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from anchorline.judge.rubric import rubric
 from anchorline.judge.sampling import Sampling, together
 from anchorline.judge.template import Template, conversation, packaged_template, render
-from anchorline.judge.verdict import Judge, Scorer, Unreadable, decision
+from anchorline.judge.verdict import Judge, Scored, Scorer, Unreadable, decision
 from anchorline.llm.types import Endpoint
 from anchorline.style import Style
 from anchorline.types import Messages, Verdict
@@ -107,12 +107,14 @@ def score_scorer(
     template: Template | None = None,
     sampling: Sampling | None = None,
 ) -> Scorer:
-    """`score_answer`'s mean alone, for choosing among many answers."""
+    """`score_answer`'s mean with the replies' scores, for choosing among many answers."""
+    template = template or default_template()
 
-    async def scorer(prompt: Messages, answer: str, *, row: str = "") -> float:
+    async def scorer(prompt: Messages, answer: str, *, row: str = "") -> Scored:
         score = await score_answer(
             prompt, answer, judge=endpoint, n=n, style=style, template=template, sampling=sampling, row=row
         )
-        return score.mean
+        details = {"mode": "score", "template": template.hash, "scores": list(score.values)}
+        return Scored(score.mean, endpoint.model, details)
 
     return scorer

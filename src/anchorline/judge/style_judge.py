@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from anchorline.errors import StyleError
-from anchorline.judge.verdict import Judge, Scorer
+from anchorline.judge.verdict import Judge, Scored, Scorer
 from anchorline.style import Style, check
 from anchorline.types import Messages, Verdict
 
@@ -33,8 +33,10 @@ def style_scorer(style: Style) -> Scorer:
     """The number of rules that an answer keeps, for choosing among many answers."""
     _need_rules(style)
 
-    async def scorer(prompt: Messages, answer: str, *, row: str = "") -> float:
-        return float(sum(check(style, prompt, answer).values()))
+    async def scorer(prompt: Messages, answer: str, *, row: str = "") -> Scored:
+        checks = check(style, prompt, answer)
+        broken = [name for name, kept in checks.items() if not kept]
+        return Scored(float(sum(checks.values())), f"style:{style.name}", {"mode": "style", "broken": broken})
 
     return scorer
 

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Iterable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from anchorline.errors import BadReply
 from anchorline.judge.thinking import without_thinking
@@ -21,10 +22,18 @@ class Judge(Protocol):
     def __call__(self, prompt: Messages, a: str, b: str, *, row: str = "") -> Awaitable[Verdict]: ...
 
 
-class Scorer(Protocol):
-    """Gives one answer to a prompt a number; higher is better."""
+class Scored(NamedTuple):
+    """One answer's number, higher is better; who gave it, and what it is made of, as JSON."""
 
-    def __call__(self, prompt: Messages, answer: str, *, row: str = "") -> Awaitable[float]: ...
+    points: float
+    judge: str = ""
+    details: Mapping[str, Any] = MappingProxyType({})
+
+
+class Scorer(Protocol):
+    """Gives one answer to a prompt a number."""
+
+    def __call__(self, prompt: Messages, answer: str, *, row: str = "") -> Awaitable[Scored]: ...
 
 
 class Unreadable(BadReply):

@@ -4,8 +4,9 @@ With a judge, every answer meets every other: a win counts one, a tie half. With
 so it costs k scores where the round costs k(k - 1)/2 verdicts; for two answers a judge costs no more and sees more.
 
 >>> import asyncio
+>>> from anchorline.judge import Scored
 >>> async def longer(prompt, answer, *, row=""):
-...     return len(answer)
+...     return Scored(len(answer))
 >>> asyncio.run(by_score(longer)((), ["no", "maybe", "yes"]))[:2]
 (1, 0)
 """
@@ -63,9 +64,10 @@ def by_score(scorer: Scorer) -> Chooser:
     """The highest score against the lowest."""
 
     async def choose(prompt: Messages, answers: Sequence[str], *, row: str = "") -> Choice:
-        scores = await together(scorer(prompt, answer, row=row) for answer in answers)
-        best, worst = _extremes(scores)
-        return Choice(best, worst, {"points": scores})
+        found = await together(scorer(prompt, answer, row=row) for answer in answers)
+        points = [scored.points for scored in found]
+        scores = [{"judge": scored.judge, **scored.details} for scored in found]
+        return Choice(*_extremes(points), {"scores": scores, "points": points})
 
     return choose
 

@@ -106,8 +106,15 @@ def _models(origins: Sequence[Provenance]) -> Iterator[tuple[str, str, int]]:
 
 def _judge(origin: Provenance) -> Any:
     """Who chose, or who looked a second time."""
-    meetings = origin.details.get("verdicts") or [{"verdict": origin.details.get("verdict")}]
-    return mapping(mapping(meetings[0]).get("verdict")).get("judge")
+    details = origin.details
+    meetings, scores = (_first(details.get(name)) for name in ("verdicts", "scores"))
+    verdict = mapping(meetings).get("verdict") or details.get("verdict") or scores
+    return mapping(verdict).get("judge")
+
+
+def _first(value: Any) -> Any:
+    """Of a list; None where there is none: a pair's details may be another tool's."""
+    return value[0] if isinstance(value, list) and value else None
 
 
 def _public(name: str) -> str:
