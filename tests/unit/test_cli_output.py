@@ -108,6 +108,17 @@ def test_pairs_of_a_file() -> None:
     assert text == "1 pairs in made.jsonl; 3 rows left out, see failures.jsonl\n"
 
 
+def test_ids_of_a_files_pairs_are_unique() -> None:
+    rows = [{"id": "x", "text": "boats"}, {"id": "x", "text": "tents"}, {"text": "a"}, {"text": "b"}]
+    Path("twice.jsonl").write_text("".join(json.dumps({"prompt": "Hi", "finish": None} | row) + "\n" for row in rows))
+    words = ("pairs", "twice.jsonl", "--style", "style.yaml", "--out", "made.jsonl", "--json")
+    assert one_object(good(*words).stdout) == {"pairs": 3, "failures": 1}
+    made = [row["id"] for _, row in read_jsonl("made.jsonl")]
+    assert made[0] == "x" and made[2] == f"{made[1]}-2"
+    [failure] = [row for _, row in read_jsonl("failures.jsonl")]
+    assert (failure["id"], failure["details"]["field"]) == ("twice.jsonl:2", "id")
+
+
 def test_pairs_and_measure_follow_each_other() -> None:
     good("pairs", "answers.jsonl", "--style", "style.yaml", "--out", "made.parquet")
     table = one_object(good("measure", "made.parquet", "--json").stdout)
@@ -147,7 +158,7 @@ def test_the_summary_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (DataError("is empty", file="a.jsonl"), 2, "error: a.jsonl: is empty\n"),
         (AnchorlineError("no"), 1, "error: no\n"),
-        (MissingExtra("training", "train"), 2, "error: training needs packages that are not installed: "),
+        (MissingExtra("training", "train"), 2, "error: training needs packages that are not installed; in anchorline's checkout: "),
         (KeyboardInterrupt(), 1, "stopped; what is finished is kept. Continue with: anchorline run 'a b.yaml'\n"),
         (OSError(28, "No space left on device", "f"), 1, "error: f: No space left on device\n"),
         (ZeroDivisionError("x"), 1, "internal error: ZeroDivisionError: x ("),

@@ -44,6 +44,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("details", "judge"),
+    [
+        ({"verdicts": {"x": 1}, "touched": None}, None),
+        ({"verdicts": ["x"], "verdict": 7, "scores": [3]}, None),
+        ({"verdicts": [{"verdict": {"judge": "big"}}]}, "big"),
+        ({"verdict": {"judge": "big"}}, "big"),
+        ({"scores": [{"judge": "big"}, {"judge": "big"}]}, "big"),
+    ],
+)
+def test_details_of_any_kind_name_a_judge_or_none(details: dict[str, Any], judge: str | None, place: Path) -> None:
+    (place / "own.jsonl").write_text(json.dumps(PAIRS[0] | {"details": details}) + "\n")
+    card = export("own.jsonl", place / "out", licence="mit").card.read_text()
+    assert ("| judge | big | 1 |" in card) == (judge is not None) and ("judge" in card) == (judge is not None)
+
+
 class FakeHub:
     """What `huggingface_hub.HfApi` is asked, without a network; `broken` is raised by the upload."""
 

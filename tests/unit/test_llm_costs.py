@@ -186,7 +186,10 @@ HERE, THERE = "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"
     ("llm", "says"),
     [
         (
-            {"policy": {"model": "m", "base_url": HERE}, "stronger": {"model": "m", "base_url": THERE, "temperature": 0}},
+            {
+                "policy": {"model": "m", "base_url": HERE},
+                "stronger": {"model": "m", "base_url": THERE, "temperature": 0},
+            },
             "llm.policy and llm.stronger are both 'm', at http://127.0.0.1:1/v1 and http://127.0.0.1:2/v1",
         ),
         ({"others": [{"model": "m", "base_url": HERE}, {"model": "m", "base_url": THERE}]}, "under another name"),

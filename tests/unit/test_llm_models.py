@@ -278,7 +278,12 @@ def test_every_tensor_of_a_large_file_is_looked_at(place, tmp_path):
 
 
 def test_the_names_and_types_of_tensors_count_and_so_do_small_ones(tmp_path):
-    made = [{"a": torch.zeros(3)}, {"b": torch.zeros(3)}, {"a": torch.zeros(3, dtype=torch.int32)}, {"a": torch.ones(3)}]
+    made = [
+        {"a": torch.zeros(3)},
+        {"b": torch.zeros(3)},
+        {"a": torch.zeros(3, dtype=torch.int32)},
+        {"a": torch.ones(3)},
+    ]
     found = set()
     for tensors in made:
         save_file(tensors, tmp_path / "model.safetensors")
@@ -286,7 +291,9 @@ def test_the_names_and_types_of_tensors_count_and_so_do_small_ones(tmp_path):
     assert len(found) == len(made)
 
 
-@pytest.mark.parametrize("content", [b"", b"123", bytes(8), b"\xff" * 100, b"\x09" + bytes(7) + b'{"a": [1]' + bytes(9)])
+@pytest.mark.parametrize(
+    "content", [b"", b"123", bytes(8), b"\xff" * 100, b"\x09" + bytes(7) + b'{"a": [1]' + bytes(9)]
+)
 def test_a_torn_file_of_weights_has_a_fingerprint_too(content, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     assert fingerprint(tmp_path)

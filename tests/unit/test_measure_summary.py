@@ -106,6 +106,8 @@ def test_spread_is_the_standard_librarys(values):
 def test_rules_count_pairs_most_frequent_first():
     touched = [["b", "a"], ["b", "b"], [], ["c"], ("a", "d", "b")]
     rules = summarise(rows_with(length_ratio=[1.0] * 5), touched=touched)["rules"]
+    foreign = [None, "ab", 7, {"a": 1}, ["e", 7, None, ["a"]]]
+    assert summarise(rows_with(length_ratio=[1.0] * 5), touched=foreign)["rules"] == {"e": 1}
     assert list(rules.items()) == [("b", 3), ("a", 2), ("c", 1), ("d", 1)]
 
 
@@ -118,7 +120,7 @@ def test_an_empty_set_and_an_empty_answer():
 
 def test_ready_for_json_and_from_an_iterator():
     rows = [measure_pair(CHOSEN, REJECTED, tokenize=lengths), measure_pair("Yes.", "", tokenize=lengths)]
-    summary = summarise(iter(rows), touched=iter([["greeting"], []]))
+    summary = summarise(iter(rows), touched=iter([["greeting"], None]))
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["pairs"] == 2
 

@@ -86,12 +86,18 @@ def test_on_policy_takes_the_better_and_the_worse() -> None:
     scored = asyncio.run(on_policy(row, choose=by_score(style_scorer(CALM)), policy="m"))
     assert isinstance(scored, Pair) and (scored.chosen, scored.rejected) == (pair.chosen, pair.rejected)
     assert scored.provenance.details["points"] == [1.0, 0.0, 2.0]
-    assert scored.provenance.details["scores"][0] == {"judge": "style:calm", "mode": "style", "broken": ["no_exclamation"]}
+    assert scored.provenance.details["scores"][0] == {
+        "judge": "style:calm",
+        "mode": "style",
+        "broken": ["no_exclamation"],
+    }
 
 
 def test_a_scored_pair_names_the_judge_its_template_and_every_score() -> None:
     judge = FakeEndpoint(lambda r: f"SCORE: {len(r.messages[-1].content) % 2 + 3 + r.index}", model="j")
-    pair = result(asyncio.run(on_policy(candidates("no", "yes"), choose=by_score(score_scorer(judge, n=2)), policy="m")))
+    pair = result(
+        asyncio.run(on_policy(candidates("no", "yes"), choose=by_score(score_scorer(judge, n=2)), policy="m"))
+    )
     assert isinstance(pair, Pair)
     scores = pair.provenance.details["scores"]
     assert {(one["judge"], one["mode"], one["template"]) for one in scores} == {("j", "score", default_template().hash)}

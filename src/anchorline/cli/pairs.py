@@ -16,7 +16,6 @@ from anchorline.cli.show import exit_code, print_unanswered, progress
 
 if TYPE_CHECKING:
     from anchorline.pairs.settings import Maker
-    from anchorline.types import Answer, Failure
 
 MAKERS: dict[str, Maker] = {
     "clair": "clair",
@@ -218,22 +217,26 @@ def _dry_run(
 
 
 def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: bool, as_json: bool) -> None:
-    from anchorline.data import failure_to_row, pair_to_row, write_jsonl, write_rows
+    from anchorline.data import failure_to_row, pair_to_row, read_answers, write_jsonl, write_rows
     from anchorline.errors import DataError, RecipeError
     from anchorline.pairs import clair_pairs, no_pair
     from anchorline.style import load_style
+    from anchorline.types import Failure
 
     if style is None or out is None:
         raise RecipeError("a file of answers needs --style (a YAML file) and --out (where the pairs go)")
     loaded = load_style(style, trust_code=trust_code)
-    answers, failures = _read_answers(source)
-    if not answers:
-        first = f" ({len(failures)} bad); the first: {failures[0].reason}" if failures else ": it is empty"
-        raise DataError(f"no row can be used{first}", file=source)
+    answers, problems = read_answers(source)
     made = clair_pairs(answers, loaded, policy="")
     if not made.pairs:
         raise DataError(no_pair(made.failures), file=source)
-    failures += made.failures
+    failures = [
+        Failure(
+            f"{source}:{problem.line}", "pairs", "malformed", str(problem),
+            {"file": source, "line": problem.line, "field": problem.field},
+        )
+        for problem in problems
+    ] + made.failures  # fmt: skip
     beside = out.with_name("failures.jsonl")
     write_rows(out, [pair_to_row(pair) for pair in made.pairs])
     write_jsonl(beside, [failure_to_row(failure) for failure in failures])
@@ -242,21 +245,3 @@ def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: 
         print(json.dumps(counts))
     else:
         print(f"{len(made.pairs)} pairs in {out}; {len(failures)} rows left out, see {beside}")
-
-
-def _read_answers(source: str) -> tuple[list[Answer], list[Failure]]:
-    from anchorline.data import answer_from_row, scan_rows
-    from anchorline.errors import DataError
-    from anchorline.types import Failure
-
-    answers, failures = [], []
-    for line, row in scan_rows(source):
-        try:
-            if isinstance(row, DataError):
-                raise row
-            answers.append(answer_from_row({"id": f"row-{line}", "finish": "stop"} | row))
-        except DataError as error:
-            reason = str(error) if error.file else f"{source}:{line}: {error}"
-            details = {"file": source, "line": line, "field": error.field}
-            failures.append(Failure(f"{source}:{line}", "pairs", "malformed", reason, details))
-    return answers, failures

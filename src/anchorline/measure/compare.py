@@ -30,7 +30,7 @@ class Measured(NamedTuple):
     prompts: Sequence[str]
     """What tells prompts apart, the same in all sets: `types.prompt_id`."""
     rows: Sequence[PairMeasures]
-    touched: Sequence[Sequence[str]] = ()
+    touched: Sequence[object] = ()
     """The rules that each pair's repair touched, where the maker noted them."""
 
 

@@ -82,10 +82,11 @@ def with_distances(
     )
 
 
-def summarise(rows: Iterable[PairMeasures], *, touched: Iterable[Sequence[str]] = ()) -> dict[str, Any]:
+def summarise(rows: Iterable[PairMeasures], *, touched: Iterable[object] = ()) -> dict[str, Any]:
     """Spread of each measure over the set, and for each rule the number of pairs whose repair touched it.
 
-    `touched` holds, for each pair, the names of the rules that its repair touched. The result has the keys "pairs",
+    `touched` holds, for each pair, the names of the rules that its repair touched; what is no list of names, in a pair of
+    another tool's, counts for none. The result has the keys "pairs",
     "metrics" (by name: count, mean, min, p5 … p95, max, histogram with edges and counts) and "rules" (most frequent
     first). Pairs without a value are left out of that measure's count; a measure without any value is left out.
     """
@@ -93,7 +94,8 @@ def summarise(rows: Iterable[PairMeasures], *, touched: Iterable[Sequence[str]] 
     columns = {
         name: [value for row in rows if (value := row[i]) is not None] for i, name in enumerate(PairMeasures._fields)
     }
-    counts = Counter(rule for rules in touched for rule in set(rules))
+    lists = (rules for rules in touched if isinstance(rules, list | tuple))
+    counts = Counter(rule for rules in lists for rule in {name for name in rules if isinstance(name, str)})
     return {
         "pairs": len(rows),
         "metrics": {name: _spread(column, share=name in SHARES) for name, column in columns.items() if column},
