@@ -107,7 +107,8 @@ def write_project(folder: Path, url: str, *, rows: int = 8, **settings: Any) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "calm.yaml").write_text(yaml.safe_dump(STYLE))
     write_prompts(folder, rows)
-    endpoint = {"base_url": url, "prices": PRICE, "max_tokens": 200, "attempts": 1}
+    served = {"base_url": url, "prices": PRICE, "attempts": 1}
+    endpoint = served | {"max_tokens": 200}
     recipe = {
         "name": "try",
         "style": "calm.yaml",
@@ -115,7 +116,8 @@ def write_project(folder: Path, url: str, *, rows: int = 8, **settings: Any) -> 
         "sample": {"max_new_tokens": 60},
         "pairs": {"reviser": "llm", "judge": "llm"},
         "llm": {
-            **{name: {"model": name, **endpoint} for name in ("policy", "reviser", "judge")},
+            "policy": {"model": "policy", **served},
+            **{name: {"model": name, **endpoint} for name in ("reviser", "judge")},
             "stronger": {"model": "quiet", **endpoint},
             "others": [{"model": name, **endpoint} for name in ("quiet", "loud")],
         },

@@ -113,14 +113,15 @@ def run(server: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     style = {"name": "calm", "guideline": "Be calm.", "rules": [{"kind": "no_exclamation"}]}
     (place / "style.yaml").write_text(json.dumps(style))
     (place / "mine.txt").write_text(TEMPLATE)
-    there = {"model": model, "base_url": url, "temperature": 0.0, "timeout": 120}
+    served = {"model": model, "base_url": url, "timeout": 120}
+    there = served | {"temperature": 0.0}
     recipe = {
         "style": "style.yaml",
         "prompts": {"train": "prompts.jsonl", "heldout": "heldout.jsonl"},
         "sample": {"max_new_tokens": 20, "temperature": 0.0},
         "pairs": {"reviser": "llm", "prompt": "mine.txt", "gates": {"attempts": 1}},
         "llm": {
-            "policy": there,
+            "policy": served,
             # a model this small goes on after the closing line until it is cut
             "reviser": there | {"max_tokens": 48, "extra_body": {"stop": ["\n\n"]}},
             "judge": there | {"max_tokens": 12},

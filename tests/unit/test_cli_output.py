@@ -158,7 +158,11 @@ def test_the_summary_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (DataError("is empty", file="a.jsonl"), 2, "error: a.jsonl: is empty\n"),
         (AnchorlineError("no"), 1, "error: no\n"),
-        (MissingExtra("training", "train"), 2, "error: training needs packages that are not installed; in anchorline's checkout: "),
+        (
+            MissingExtra("training", "train"),
+            2,
+            "error: training needs packages that are not installed; in anchorline's checkout: ",
+        ),
         (KeyboardInterrupt(), 1, "stopped; what is finished is kept. Continue with: anchorline run 'a b.yaml'\n"),
         (OSError(28, "No space left on device", "f"), 1, "error: f: No space left on device\n"),
         (ZeroDivisionError("x"), 1, "internal error: ZeroDivisionError: x ("),

@@ -161,6 +161,17 @@ def test_a_data_file_gives_its_run_a_name(source: str, name: str) -> None:
     assert (recipe.name, recipe.pairs.file, recipe.model) == (name, source, "m")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [("temperature", 0, "temperature"), ("top_p", 0.5, "top_p"), ("max_tokens", 64, "max_new_tokens")],
+)
+def test_how_a_served_policy_is_sampled_is_said_in_one_place(name: str, value: float, instead: str) -> None:
+    with pytest.raises(RecipeError, match=rf"llm\.policy: {name} has no effect .* sample\.{instead}$"):
+        parse_recipe({"llm": {"policy": {"model": "m", name: value}}})
+    recipe = parse_recipe({"llm": {"policy": {"model": "m"}, "judge": {"model": "m", name: value}}})
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
 def test_the_message_counts_what_else_is_wrong() -> None:
     with pytest.raises(RecipeError, match=r"^here: seed: got -1, but .* \(and 1 more\)$"):
         parse_recipe({"train": {"beta": -1}, "seed": -1}, source="here")

@@ -10,8 +10,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +23,14 @@ import yaml
 from anchorline.data import read_json, read_jsonl, write_json, write_jsonl
 from anchorline.errors import DataError, MissingExtra
 from anchorline.evals.preference import Preference
+from anchorline.llm.fake import FakeEndpoint
 from anchorline.recipe import load_recipe, run
 from anchorline.recipe.context import RunContext
+from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.run import wanted_stages
 from anchorline.recipe.stages import STAGES, Stage
 from anchorline.train.run import Trained
-from anchorline.types import Answer
+from anchorline.types import Answer, Message, Prompt
 from tiny_chat import STYLE, write_recipe, write_rows
 
 ALL = ["prompts", "sample", "baseline", "pairs", "measure", "train", "evaluate", "report"]
@@ -475,6 +477,28 @@ def test_the_advice_of_a_served_policy_depends_on_its_weights_here(place: Path, 
 
     same = setting[:-1] if setting[0] == "advise.hidden=false" else ()
     assert (key(*same) != key(*setting)) == counts
+
+
+def test_a_served_policys_samples_are_others_for_another_seed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def numbers(seed: int) -> list[int]:
+        fake = FakeEndpoint("fine")
+
+        async def endpoint(name: str) -> FakeEndpoint:
+            return fake
+
+        @asynccontextmanager
+        async def desk(run: RunContext) -> AsyncIterator[Any]:
+            yield SimpleNamespace(endpoint=endpoint)
+
+        monkeypatch.setattr("anchorline.recipe.sampling.open_desk", desk)
+        run = RunContext(load_recipe("r/recipe.yaml", (*SERVED, f"seed={seed}")), Path("out"))
+        asked = [Prompt(f"p#{n}", (Message("user", "where is it"),)) for n in (1, 2)]
+        ask_policy(run, asked, run.recipe.sample, "more.jsonl", RESAMPLE)
+        ask_policy(run, asked[:1], run.recipe.sample, "answers.jsonl")
+        return [request.index for request in fake.asked]
+
+    assert numbers(0) == [1, 2, 0], "requests of seed 0 keep their keys"
+    assert len({*numbers(0), *numbers(1), *numbers(2**31 - 1)}) == 9
 
 
 def test_without_scipy_the_advisor_asks_nobody(place: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:

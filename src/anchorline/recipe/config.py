@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from anchorline.advise.settings import AdviseSettings
 from anchorline.data.files import READABLE
@@ -56,6 +56,9 @@ class Prompts(BaseModel):
     """How many words in a row count as an overlap."""
 
 
+_POLICY_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_new_tokens"}
+
+
 class Models(BaseModel):
     """The models that are asked beside the policy, and what they may cost."""
 
@@ -74,6 +77,16 @@ class Models(BaseModel):
     cache: str | None = None
     """The file that keeps every reply; null: requests.sqlite in the run folder. Several runs may share one."""
     budget: BudgetSettings = BudgetSettings()
+
+    @field_validator("policy")
+    @classmethod
+    def _sampled_by_sample(cls, policy: EndpointSettings | None) -> EndpointSettings | None:
+        """A resolved recipe holds the defaults, so these are let through."""
+        for name in policy.model_dump(include={*_POLICY_SAMPLING}, exclude_defaults=True) if policy else ():
+            raise ValueError(
+                f"{name} has no effect here; how the policy is sampled is set by sample.{_POLICY_SAMPLING[name]}"
+            )
+        return policy
 
 
 class Recipe(BaseModel):

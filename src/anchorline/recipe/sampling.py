@@ -20,6 +20,8 @@ from anchorline.recipe.desk import open_desk
 from anchorline.types import Answer, Failure, Prompt
 
 STAGE, RESAMPLE = "sample", "resample"
+SEED = 2**32
+"""From the samples' numbers of one seed to the next seed's: more than there are samples and salts."""
 
 
 def ask_policy(
@@ -27,9 +29,9 @@ def ask_policy(
 ) -> list[Failure]:
     """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one.
 
-    `salt` is added to each sample's index: with another one the cache knows no answer to the same prompts.
+    Samples are numbered from another number for each of the recipe's seeds, for seed 0 from 0. `salt` is added to each sample's index: with another one the cache knows no answer to the same prompts.
     """
-    return asyncio.run(_ask_all(run, prompts, asked, name, stage, salt))
+    return asyncio.run(_ask_all(run, prompts, asked, name, stage, salt + SEED * run.recipe.seed))
 
 
 async def _ask_all(
