@@ -26,8 +26,8 @@ from anchorline.evals.preference import Preference
 from anchorline.llm.fake import FakeEndpoint
 from anchorline.recipe import load_recipe, run
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.run import wanted_stages
+from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.stages import STAGES, Stage
 from anchorline.train.run import Trained
 from anchorline.types import Answer, Message, Prompt

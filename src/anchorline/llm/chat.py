@@ -1,4 +1,4 @@
-"""A conversation as the text of a model's chat template, the same for sampling, asking and training.
+r"""A conversation as the text of a model's chat template, the same for sampling, asking and training.
 
 A template without a place for a system message (Gemma's first ones) refuses one: it then opens the first user turn.
 

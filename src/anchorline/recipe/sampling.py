@@ -29,7 +29,8 @@ def ask_policy(
 ) -> list[Failure]:
     """Write the answers of the endpoint `llm.policy` into the file `name`; the rows without one.
 
-    Samples are numbered from another number for each of the recipe's seeds, for seed 0 from 0. `salt` is added to each sample's index: with another one the cache knows no answer to the same prompts.
+    Samples are numbered from another number for each of the recipe's seeds, for seed 0 from 0. `salt` is added to each
+    sample's index: with another one the cache knows no answer to the same prompts.
     """
     return asyncio.run(_ask_all(run, prompts, asked, name, stage, salt + SEED * run.recipe.seed))
 
