@@ -81,7 +81,9 @@ def test_they_are_answered_from_the_models_own_distribution(tmp_path: Path, monk
     asked = {}
     monkeypatch.setattr(RunContext, "loaded", lambda run, dtype: None)
     monkeypatch.setattr(
-        RunContext, "answer", lambda run, loaded, prompts, settings, name: asked.setdefault(name, settings) and []
+        RunContext,
+        "answer",
+        lambda run, loaded, prompts, settings, name, salt=0: asked.setdefault(name, settings) and [],
     )
     stage = next(stage for stage in STAGES if stage.name == "sample")
     stage.act(run)
