@@ -14,6 +14,10 @@ from anchorline.data import read_json, read_jsonl
 from anchorline.data import write_rows as write_table
 from anchorline.errors import RecipeError
 from anchorline.recipe import load_recipe, run
+from anchorline.recipe.config import Recipe, parse_recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.sources import read_answers
+from anchorline.recipe.stages import STAGES
 from tiny_chat import STYLE, save_tiny_chat, write_recipe, write_rows
 
 THINGS = ("hat", "map", "key", "bag", "cup", "lamp")
@@ -114,7 +118,7 @@ def test_labelled_answers_to_the_end(model: Path, tmp_path: Path) -> None:
         ["train.objective=sft"],
     )
     summary = run(recipe, tmp_path / "out")
-    assert summary["style"]["n"] == 2 and summary["preference"] == {"accuracy": None, "n": None}
+    assert summary["style"]["n"] == 3 and summary["preference"] == {"accuracy": None, "n": None}
     assert summary["drift"]["prompts"] == 2
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -171,3 +175,78 @@ def test_a_set_without_a_model_has_its_page(tmp_path: Path) -> None:
     assert run(recipe, tmp_path / "out", upto="page")["pairs"] == 3
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "set clair" in page and "Word overlap" in page and "This stage has not run: training" in page
+
+
+LONG = "what is the capital of the country that lies north of the alps and has the most lakes"
+COLUMNS: dict[str, dict[str, Any]] = {
+    "file": {"chosen": "good day.", "rejected": "box"},
+    "answers": {"text": "box!"},
+    "candidates": {"completions": [{"response": "box!"}, {"response": "box"}]},
+}
+WRITTEN = {"file": "pairs.jsonl", "answers": "answers.jsonl", "candidates": "candidates.jsonl"}
+
+
+def beside_prompts(place: Path, kind: str, **changes: Any) -> tuple[Recipe, str]:
+    """A recipe with given rows beside `prompts`, and the stage that reads them."""
+    texts = ["the hat", "The  HAT", f"tell me: {LONG}?", "the map", "the cup", "the cup", "the key", "the bag"]
+    write_rows(
+        place / "given.jsonl", [{"id": f"g{n}", "prompt": text, **COLUMNS[kind]} for n, text in enumerate(texts)]
+    )
+    for name, text in {"heldout": "the hat", "general": "a driver came", "evaluation": LONG}.items():
+        write_rows(place / f"{name}.jsonl", [{"prompt": text}])
+    sources = {name: str(place / f"{name}.jsonl") for name in ("heldout", "general")}
+    sources |= {"train": "nowhere.jsonl", "decontaminate": [str(place / "evaluation.jsonl")], "system": "help"}
+    pairs = {"file" if kind == "file" else "answers": str(place / "given.jsonl"), "heldout": 0.26}
+    pairs |= {"maker": "off_policy"} if kind == "candidates" else {}
+    recipe = parse_recipe({"style": "s.yaml", "prompts": sources | changes, "pairs": pairs})
+    return recipe, "given" if kind == "file" else "answers"
+
+
+@pytest.mark.parametrize("kind", list(COLUMNS))
+def test_what_evaluation_uses_is_not_trained_on(tmp_path: Path, kind: str) -> None:
+    recipe, name = beside_prompts(tmp_path, kind)
+    [stage] = [stage for stage in STAGES if stage.name == name]
+    (tmp_path / "out").mkdir()
+    failures = stage.act(RunContext(recipe, tmp_path / "out"))
+    assert [(failure.kind, failure.id) for failure in failures] == [
+        ("heldout", "g0"),
+        ("heldout", "g1"),
+        ("contaminated", "g2"),
+    ]
+    kept = rows(tmp_path / "out" / WRITTEN[kind])
+    held = rows(tmp_path / "out" / "evals" / "given-pairs.jsonl") if kind == "file" else []
+    assert sorted(row["id"] for row in [*kept, *held]) == [f"g{n}" for n in range(3, 8)]
+    asked = [{"role": "system", "content": "help"}]
+    assert all(row["prompt"][:-1] == asked for row in kept)
+    measured = [rows(tmp_path / "out" / "evals" / f"{part}.jsonl") for part in ("prompts", "general-prompts")]
+    turns = [[[turn["content"] for turn in row["prompt"]] for row in part] for part in measured]
+    assert turns == [[["help", "the hat"]], [["a driver came"]]]
+
+
+def test_a_share_of_the_given_answers_is_held_out_and_the_limit_holds(tmp_path: Path) -> None:
+    recipe, _ = beside_prompts(tmp_path, "answers", heldout=0.34, limit=2)
+    found = read_answers(recipe)
+    trained, held = ({row.prompt for row in part} for part in (found.train, found.heldout))
+    assert len(found.train) == 2 and len(held) == 2 and not trained & held
+    assert {prompt.messages for prompt in found.prompts} == held
+
+
+@pytest.mark.parametrize("kind", ["file", "answers"])
+def test_unstyled_prompts_beside_given_rows_are_refused(tmp_path: Path, kind: str) -> None:
+    recipe, stage = beside_prompts(tmp_path, kind, unstyled=str(tmp_path / "general.jsonl"))
+    with pytest.raises(RecipeError, match=r"prompts\.unstyled is for answers that are sampled"):
+        run(recipe, tmp_path / "out", upto=stage)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "answers"])
+@pytest.mark.parametrize("change", ["heldout", "general", "evaluation", "system", "limit"])
+def test_what_sifts_given_rows_is_in_their_key(tmp_path: Path, kind: str, change: str) -> None:
+    recipe, name = beside_prompts(tmp_path, kind)
+    [stage] = [stage for stage in STAGES if stage.name == name]
+    before = stage.settings(RunContext(recipe, tmp_path))
+    if change in {"system", "limit"}:
+        recipe, _ = beside_prompts(tmp_path, kind, **{change: {"system": "Help.", "limit": 1}[change]})
+    else:
+        write_rows(tmp_path / f"{change}.jsonl", [{"prompt": "another one"}])
+    assert stage.settings(RunContext(recipe, tmp_path)) != before

@@ -287,9 +287,9 @@ def test_given_pairs_take_the_place_of_made_ones_and_back(place: Path, engines: 
     made = rows("pairs.jsonl")
     given = [{"prompt": f"the {w}", "chosen": "good day.", "rejected": "box"} for w in ("cup", "bag", "hat")]
     write_rows(Path("p.jsonl"), given)
-    assert again(engines, "pairs.file=p.jsonl") == ["given", "baseline", "measure", *TRAINED]
+    assert again(engines, "pairs.file=p.jsonl") == ["given", "measure", *TRAINED], "the held-out prompts are the same"
     assert len(rows("pairs.jsonl")) == 2
-    assert again(engines) == ["prompts", "baseline", "pairs", "measure", *TRAINED], "the answers are still good"
+    assert again(engines) == ["prompts", "pairs", "measure", *TRAINED], "the answers are still good"
     assert rows("pairs.jsonl") == made
 
 
