@@ -114,6 +114,23 @@ def test_scores_and_verification(tmp_path: Path) -> None:
     assert made["failures"] == {"not_preferred": 8} and made["judge"] == {"judged": 8, "ties": 8, "flips": 8}
 
 
+def test_the_rules_repairs_are_verified_too(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Running() as fake:
+        recipe = write_project(tmp_path, fake.url, pairs__reviser="rules", pairs__verify="llm")
+        pilot = anchorline("pairs", recipe, "--out", out, "--dry-run", "--pilot", "2", "--json")
+        assert json.loads(pilot.stdout)["kept"]["share"] == 1 and len(fake.asked("judge")) == 4
+        anchorline("pairs", recipe, "--out", out)
+        assert len(fake.asked("judge")) == 16 and not fake.asked("reviser")
+    rows = rows_of(out / "pairs.jsonl")
+    assert len(rows) == 8 and {row["reviser"] for row in rows} == {"rules"}
+    assert {row["details"]["verdict"]["winner"] for row in rows} == {"a"}
+    with Running(Actor(judge="VERDICT: B")) as fake:
+        recipe = write_project(tmp_path / "two", fake.url, pairs__reviser="rules", pairs__verify="llm")
+        anchorline("pairs", recipe, "--out", out.with_name("two-run"), code=2)
+    assert manifest_of(out.with_name("two-run"))["makers"]["pairs"]["failures"] == {"not_preferred": 8}
+
+
 def test_failures_are_typed_and_retried_alone(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Running(plan=FaultPlan(seed=3, error=0.3, malformed=0.1)) as fake:

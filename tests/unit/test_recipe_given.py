@@ -16,6 +16,7 @@ from anchorline.errors import RecipeError
 from anchorline.recipe import load_recipe, run
 from anchorline.recipe.config import Recipe, parse_recipe
 from anchorline.recipe.context import RunContext
+from anchorline.recipe.making import check_style
 from anchorline.recipe.sources import read_answers
 from anchorline.recipe.stages import STAGES
 from tiny_chat import STYLE, save_tiny_chat, write_recipe, write_rows
@@ -250,3 +251,36 @@ def test_what_sifts_given_rows_is_in_their_key(tmp_path: Path, kind: str, change
     else:
         write_rows(tmp_path / f"{change}.jsonl", [{"prompt": "another one"}])
     assert stage.settings(RunContext(recipe, tmp_path)) != before
+
+
+def answers_to_repair(place: Path, **pairs: Any) -> Recipe:
+    """Two answers: one that shouts, one that keeps every rule and was cut in its last sentence."""
+    (place / "style.yaml").write_text("name: calm\nrules: [{kind: no_exclamation}]\n")
+    cut = {"text": "It left. It will", "finish": "length"}
+    write_rows(place / "a.jsonl", [{"id": "a", "prompt": "Hi", "text": "Yes!"}, {"id": "b", "prompt": "Ho", **cut}])
+    return parse_recipe({"style": str(place / "style.yaml"), "pairs": {"answers": str(place / "a.jsonl"), **pairs}})
+
+
+@pytest.mark.parametrize("maker", [None, "clair"])
+def test_the_styles_checks_look_at_the_styles_repairs_a_second_time(tmp_path: Path, maker: Any) -> None:
+    run(answers_to_repair(tmp_path), tmp_path / "out", upto="pairs", maker=maker)
+    file = tmp_path / "out" / ("sets/clair/pairs.jsonl" if maker else "pairs.jsonl")
+    assert [row["id"] for row in rows(file)] == ["a", "b"]
+    run(answers_to_repair(tmp_path, verify="style"), tmp_path / "out", upto="pairs", maker=maker)
+    [kept] = rows(file)
+    assert kept["id"] == "a" and kept["details"]["verdict"]["judge"] == "style:calm"
+    [failure] = rows(tmp_path / "out" / "failures.jsonl")
+    assert (failure["id"], failure["kind"]) == ("b", "not_preferred")
+
+
+def test_a_judge_of_repairs_that_is_not_there_is_missed_first(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"llm\.judge"):
+        run(answers_to_repair(tmp_path, verify="llm"), tmp_path / "out", upto="pairs")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unstyled_prompts_and_a_second_look_do_not_go_together(tmp_path: Path) -> None:
+    asked = {"train": "t.jsonl", "unstyled": "u.jsonl"}
+    recipe = parse_recipe({"style": "s.yaml", "prompts": asked, "pairs": {"verify": "style"}})
+    with pytest.raises(RecipeError, match=r"prompts\.unstyled works with .* verify none only"):
+        check_style(recipe, "clair")

@@ -45,12 +45,14 @@ from anchorline.pairs import (
     ask_models,
     by_rounds,
     by_score,
+    clair_pairs,
     make,
     off_policy,
     on_policy,
     revise,
     stronger,
     user_template,
+    verified,
 )
 from anchorline.recipe.batching import PerRow, by_batches
 from anchorline.recipe.config import Recipe
@@ -107,7 +109,7 @@ def needed_endpoints(recipe: Recipe, maker: str) -> list[str]:
         if len(recipe.llm.others) == 1:
             raise RecipeError("llm.others holds one model; off_policy needs two or more to choose between")
     by_model = pairs.judge == "llm" if maker in {"on_policy", "off_policy"} else pairs.verify == "llm"
-    if by_model and not (maker == "clair" and pairs.reviser == "rules"):
+    if by_model:
         names.append("judge")
     return names
 
@@ -125,9 +127,16 @@ def check_style(recipe: Recipe, maker: str) -> None:
             f"the setting `style` is lacking: the maker {maker} would go by its rules; give one with --set style=FILE, or "
             "let a model do it (pairs.reviser, pairs.judge or pairs.verify: llm)"
         )
-    turns = maker == "clair" and pairs.reviser == "rules"
-    if recipe.prompts and recipe.prompts.unstyled and not turns and maker == pairs.maker:
-        raise RecipeError("prompts.unstyled works with maker clair and reviser rules only; leave it out")
+    if recipe.prompts and recipe.prompts.unstyled and not unverified_rules(recipe, maker) and maker == pairs.maker:
+        raise RecipeError(
+            "prompts.unstyled works with maker clair, reviser rules and verify none only (a judge would not prefer the "
+            "chosen side of its pairs); leave it out"
+        )
+
+
+def unverified_rules(recipe: Recipe, maker: str) -> bool:
+    """Whether the style's repairs are the pairs as they are, without a judge's second look."""
+    return maker == "clair" and recipe.pairs.reviser == "rules" and recipe.pairs.verify == "none"
 
 
 def check_templates(recipe: Recipe, maker: str) -> None:
@@ -146,7 +155,7 @@ def check_engine(recipe: Recipe, maker: str, *, batch: bool) -> None:
         return
     if maker == "clair" and recipe.pairs.reviser == "rules":
         raise RecipeError(
-            "pairs.engine is ray, but clair by the style's own repairs asks no model and takes seconds: leave --engine "
+            "pairs.engine is ray, but clair by the style's own repairs is quick work for this process: leave --engine "
             "out, or let a model revise (pairs.reviser: llm)"
         )
     if batch:
@@ -220,6 +229,14 @@ async def per_row(run: RunContext, maker: str, endpoint: Callable[[str], Awaitab
     if maker == "stronger":
         model, how = await endpoint("stronger"), sampling(settings_of(recipe, "stronger"))
         return lambda answer: stronger(answer, model=model, policy=policy, sampling=how, verify=verify)
+    if recipe.pairs.reviser == "rules":
+
+        async def repaired(answer: Answer) -> Pair | Failure:
+            made = clair_pairs([answer], run.style, policy=policy)
+            [result] = [*made.pairs, *made.failures]
+            return await verified(result, verify) if isinstance(result, Pair) and verify else result
+
+        return repaired
     reviser, how = await endpoint("reviser"), sampling(settings_of(recipe, "reviser"))
     template = user_template(recipe.pairs.prompt) if recipe.pairs.prompt else None
     style, gates = style_of(run), recipe.pairs.gates

@@ -52,7 +52,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import settings_of
-from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
+from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints, unverified_rules
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.sources import Given, Retain, Sources, read_answers, read_given, read_retained, read_sources
@@ -208,7 +208,7 @@ def eval_sampling(recipe: Recipe) -> SampleSettings:
 
 def _pairs(run: RunContext, maker: Maker, target: str, stage: str) -> list[Failure]:
     run.release()
-    if not (maker == "clair" and run.recipe.pairs.reviser == "rules"):
+    if not unverified_rules(run.recipe, maker):
         made = make_set(run, maker, stage=stage, target=target)
         run.made[stage] = made.counts
         if not made.pairs:
@@ -441,7 +441,7 @@ def _asked(settings: EndpointSettings) -> dict[str, Any]:
 
 def _pairs_settings(run: RunContext, maker: Maker) -> dict[str, Any]:
     pairs, names = run.recipe.pairs, needed_endpoints(run.recipe, maker)
-    if maker == "clair" and pairs.reviser == "rules":
+    if unverified_rules(run.recipe, maker):
         used = {"maker": maker, "reviser": "rules"}
     else:
         used = pairs.model_dump(exclude={"maker", "file", "answers", "heldout", "engine", "workers"}) | {"maker": maker}
