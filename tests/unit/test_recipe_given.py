@@ -135,6 +135,8 @@ def test_held_out_pairs_are_other_prompts_than_the_trained_ones(model: Path, tmp
         for name in ("pairs.jsonl", "evals/given-pairs.jsonl", "evals/prompts.jsonl")
     ]
     assert texts[0] & texts[1] == set() and texts[1] == texts[2] and len(texts[0] | texts[1]) == 6
+    asked = [row["prompt"][0]["content"] for row in rows(tmp_path / "out" / "evals" / "prompts.jsonl")]
+    assert len(asked) == 2 and all(text.islower() for text in asked), "each prompt once, as it came first"
 
 
 def test_bad_pairs_are_named_and_left_out(model: Path, tmp_path: Path) -> None:

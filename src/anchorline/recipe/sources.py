@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 from anchorline.data import (
     Candidates,
     Contaminated,
+    distinct,
     drop_contaminated,
     drop_overlap,
     evaluation_texts,
@@ -216,7 +217,7 @@ def _sifted(recipe: Recipe, rows: list[Row], problems: list[DataError], *, share
     return Given(
         [row for row in rows if row.id in ids],
         [row for row in rows if row.id in held_ids],
-        held if heldout is None else heldout,
+        distinct(held) if heldout is None else heldout,
         general,
         dropped,
         contaminated,
