@@ -281,8 +281,30 @@ def test_a_judge_of_repairs_that_is_not_there_is_missed_first(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("maker", "pairs"),
+    [
+        ("clair", {}),
+        ("clair", {"reviser": "llm", "verify": "style"}),
+        ("stronger", {"verify": "style"}),
+        ("on_policy", {}),
+        ("off_policy", {}),
+    ],
+)
+def test_a_style_without_rules_is_found_out_before_anything_is_asked(tmp_path: Path, maker: str, pairs: Any) -> None:
+    recipe = answers_to_repair(tmp_path, maker=maker, **pairs)
+    (tmp_path / "style.yaml").write_text("name: calm\nguideline: Be calm.\n")
+    with pytest.raises(RecipeError, match=rf"style\.yaml: the style has no rules, and the maker {maker}"):
+        check_style(RunContext(recipe, tmp_path / "out"), maker)
+    by_model = parse_recipe(
+        recipe.model_dump() | {"pairs": {"maker": maker, "reviser": "llm", "judge": "llm", "verify": "llm"}}
+    )
+    check_style(RunContext(by_model, tmp_path / "out"), maker)
+
+
 def test_unstyled_prompts_and_a_second_look_do_not_go_together(tmp_path: Path) -> None:
     asked = {"train": "t.jsonl", "unstyled": "u.jsonl"}
-    recipe = parse_recipe({"style": "s.yaml", "prompts": asked, "pairs": {"verify": "style"}})
+    given = answers_to_repair(tmp_path, verify="style")
+    recipe = parse_recipe({"style": given.style, "prompts": asked, "pairs": {"verify": "style"}})
     with pytest.raises(RecipeError, match=r"prompts\.unstyled works with .* verify none only"):
-        check_style(recipe, "clair")
+        check_style(RunContext(recipe, tmp_path), "clair")

@@ -114,18 +114,23 @@ def needed_endpoints(recipe: Recipe, maker: str) -> list[str]:
     return names
 
 
-def check_style(recipe: Recipe, maker: str) -> None:
-    """Raise a RecipeError where a maker needs a style and there is none, or has unstyled prompts that it cannot turn."""
-    pairs = recipe.pairs
+def check_style(run: RunContext, maker: str) -> None:
+    """Raise a UserError where a maker goes by rules and there are none, or has unstyled prompts that it cannot turn."""
+    recipe, pairs = run.recipe, run.recipe.pairs
     by_rules = (
         (maker == "clair" and pairs.reviser == "rules")
         or (maker in {"on_policy", "off_policy"} and pairs.judge == "style")
         or (maker in {"clair", "stronger"} and pairs.verify == "style")
     )
+    otherwise = "or let a model do it (pairs.reviser, pairs.judge or pairs.verify: llm)"
     if by_rules and recipe.style is None:
         raise RecipeError(
-            f"the setting `style` is lacking: the maker {maker} would go by its rules; give one with --set style=FILE, or "
-            "let a model do it (pairs.reviser, pairs.judge or pairs.verify: llm)"
+            f"the setting `style` is lacking: the maker {maker} would go by its rules; give one with --set style=FILE, "
+            + otherwise
+        )
+    if by_rules and not run.style.rules:
+        raise RecipeError(
+            f"{recipe.style}: the style has no rules, and the maker {maker} would go by them; give it some, {otherwise}"
         )
     if recipe.prompts and recipe.prompts.unstyled and not unverified_rules(recipe, maker) and maker == pairs.maker:
         raise RecipeError(

@@ -216,7 +216,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     makers += [context.recipe.pairs.maker] if "pairs" in names else []
     for maker in makers:
         check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
-        check_style(context.recipe, maker)
+        check_style(context, maker)
         check_templates(context.recipe, maker)
         check_engine(context.recipe, maker, batch=context.calls.batch)
     sampled = names & {"sample", "resample", "advise"}

@@ -327,7 +327,7 @@ def _evaluate(run: RunContext) -> list[Failure]:
     if before:
         heldout = run.prompts("evals/prompts.jsonl")
         after = run.answer(subject.policy, heldout, eval_sampling(recipe), "evals/after.jsonl")
-        if recipe.style:
+        if recipe.style and run.style.rules:  # a guideline in words has nothing to count
             write_json(run.path("evals/style.json"), style_table(run.style, before, after))
             write_jsonl(run.path("evals/answers.jsonl"), side_by_side(run.style, before, after))
     attend(subject, "packed")
