@@ -324,9 +324,13 @@ def _rows(run: RunContext, name: str, parse: Callable[..., Any]) -> Iterator[Any
 
 def _samples(run: RunContext) -> Iterator[Candidates]:
     """The policy's samples of each prompt. One that the token limit cut, or that is blank, is none to choose."""
-    more: dict[str, list[Answer]] = defaultdict(list)
+    samples: dict[str, list[Answer]] = defaultdict(list)
+    for answer in _rows(run, "answers.jsonl", answer_from_row):
+        samples[answer.id].append(answer)
     for answer in _rows(run, MORE, answer_from_row):
-        more[answer.id.rpartition("#")[0]].append(answer)
-    for first in _rows(run, "answers.jsonl", answer_from_row):
-        whole = [a for a in (first, *more[first.id]) if a.finish == "stop" and a.text.strip()]
-        yield Candidates(first.id, first.prompt, tuple(Candidate(a.text, run.policy_name) for a in whole))
+        samples[answer.id.rpartition("#")[0]].append(answer)
+    for prompt in _rows(
+        run, "prompts.jsonl", prompt_from_row
+    ):  # a prompt whose first answer is missing may have others
+        whole = [a for a in samples[prompt.id] if a.finish == "stop" and a.text.strip()]
+        yield Candidates(prompt.id, prompt.messages, tuple(Candidate(a.text, run.policy_name) for a in whole))

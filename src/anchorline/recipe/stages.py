@@ -503,7 +503,7 @@ _ANSWERS = ("answers.jsonl", "unstyled-answers.jsonl")
 _MADE_OF: dict[Maker, tuple[str, ...]] = {
     "clair": _ANSWERS,
     "stronger": ("answers.jsonl",),
-    "on_policy": ("answers.jsonl", MORE, CANDIDATES),
+    "on_policy": ("prompts.jsonl", "answers.jsonl", MORE, CANDIDATES),
     "off_policy": ("prompts.jsonl", CANDIDATES),
 }
 """What each maker's rows are read from."""
