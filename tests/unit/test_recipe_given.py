@@ -16,7 +16,7 @@ from anchorline.errors import RecipeError
 from anchorline.recipe import load_recipe, run
 from anchorline.recipe.config import Recipe, parse_recipe
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.making import check_style
+from anchorline.recipe.making import check_style, check_unstyled
 from anchorline.recipe.sources import read_answers
 from anchorline.recipe.stages import STAGES
 from tiny_chat import STYLE, save_tiny_chat, write_recipe, write_rows
@@ -304,7 +304,6 @@ def test_a_style_without_rules_is_found_out_before_anything_is_asked(tmp_path: P
 
 def test_unstyled_prompts_and_a_second_look_do_not_go_together(tmp_path: Path) -> None:
     asked = {"train": "t.jsonl", "unstyled": "u.jsonl"}
-    given = answers_to_repair(tmp_path, verify="style")
-    recipe = parse_recipe({"style": given.style, "prompts": asked, "pairs": {"verify": "style"}})
+    recipe = parse_recipe({"style": "s.yaml", "prompts": asked, "pairs": {"verify": "style"}})
     with pytest.raises(RecipeError, match=r"prompts\.unstyled works with .* verify none only"):
-        check_style(RunContext(recipe, tmp_path), "clair")
+        check_unstyled(recipe)

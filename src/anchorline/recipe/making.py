@@ -115,7 +115,7 @@ def needed_endpoints(recipe: Recipe, maker: str) -> list[str]:
 
 
 def check_style(run: RunContext, maker: str) -> None:
-    """Raise a UserError where a maker goes by rules and there are none, or has unstyled prompts that it cannot turn."""
+    """Raise a UserError where a maker goes by rules and there are none."""
     recipe, pairs = run.recipe, run.recipe.pairs
     by_rules = (
         (maker == "clair" and pairs.reviser == "rules")
@@ -132,7 +132,11 @@ def check_style(run: RunContext, maker: str) -> None:
         raise RecipeError(
             f"{recipe.style}: the style has no rules, and the maker {maker} would go by them; give it some, {otherwise}"
         )
-    if recipe.prompts and recipe.prompts.unstyled and not unverified_rules(recipe, maker) and maker == pairs.maker:
+
+
+def check_unstyled(recipe: Recipe) -> None:
+    """Raise a RecipeError where the run's own pairs cannot be turned for unstyled prompts; sets beside them have none."""
+    if recipe.prompts and recipe.prompts.unstyled and not unverified_rules(recipe, recipe.pairs.maker):
         raise RecipeError(
             "prompts.unstyled works with maker clair, reviser rules and verify none only (a judge would not prefer the "
             "chosen side of its pairs); leave it out"

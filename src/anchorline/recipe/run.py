@@ -14,7 +14,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_engine, check_style, check_templates, needed_endpoints
+from anchorline.recipe.making import check_engine, check_style, check_templates, check_unstyled, needed_endpoints
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -212,13 +212,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
 
     """
     names = {stage.name for stage in stages}
-    makers = [maker for maker in MAKERS if set_stage(maker) in names]
-    makers += [context.recipe.pairs.maker] if "pairs" in names else []
-    for maker in makers:
-        check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
-        check_style(context, maker)
-        check_templates(context.recipe, maker)
-        check_engine(context.recipe, maker, batch=context.calls.batch)
+    makers = _checked_makers(context, names)
     sampled = names & {"sample", "resample", "advise"}
     if "advise" in names:
         check_advise(context.recipe)
@@ -248,6 +242,21 @@ def check(context: RunContext, stages: list[Stage]) -> None:
         read_answers(context.recipe)
     if sampled or names & {"baseline", "train"} or ("measure" in names and context.recipe.model):
         _ = context.model_fingerprint
+
+
+def _checked_makers(context: RunContext, names: Set[str]) -> list[Maker]:
+    """The makers of these stages, once each was found to be able to work."""
+    recipe = context.recipe
+    makers: list[Maker] = [maker for maker in MAKERS if set_stage(maker) in names]
+    if "pairs" in names:
+        makers.append(recipe.pairs.maker)
+        check_unstyled(recipe)
+    for maker in makers:
+        check_endpoints(recipe, needed_endpoints(recipe, maker))
+        check_style(context, maker)
+        check_templates(recipe, maker)
+        check_engine(recipe, maker, batch=context.calls.batch)
+    return makers
 
 
 def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> None:
