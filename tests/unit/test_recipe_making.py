@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from anchorline.data import answer_to_row, prompt_to_row, write_jsonl
-from anchorline.errors import RecipeError
-from anchorline.recipe.config import parse_recipe
+from anchorline.errors import DataError, RecipeError
+from anchorline.recipe.config import Recipe, parse_recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.making import MORE, rows_of
-from anchorline.recipe.run import check, wanted_stages
+from anchorline.recipe.run import check, run, try_out, wanted_stages
 from anchorline.types import Answer, Message, Prompt
 from tiny_chat import write_rows
 
@@ -51,3 +51,42 @@ def test_a_set_beside_the_runs_own_pairs_has_no_unstyled_prompts_to_turn(tmp_pat
     check(context, wanted_stages(recipe, f"pairs:{recipe.pairs.maker}"))
     with pytest.raises(RecipeError, match=r"prompts\.unstyled works with"):
         check(context, wanted_stages(recipe, "pairs"))
+
+
+def answers_of(place: Path, kind: str, **pairs: Any) -> Recipe:
+    """A recipe whose answers are given: one a row, or several."""
+    columns: dict[str, Any] = {
+        "text": {"text": "a!"},
+        "several": {"completions": [{"response": t} for t in ("a!", "b")]},
+    }
+    write_rows(place / "given.jsonl", [{"prompt": "Hi", **columns[kind]}])
+    (place / "style.yaml").write_text("name: calm\nrules: [{kind: no_exclamation}]\n")
+    given = {"answers": str(place / "given.jsonl")} | pairs
+    return parse_recipe({"style": str(place / "style.yaml"), "pairs": given})
+
+
+@pytest.mark.parametrize("own", ["clair", "on_policy"])
+def test_given_answers_have_to_fit_the_maker_that_is_asked_for(tmp_path: Path, own: str) -> None:
+    several, text = (answers_of(tmp_path / kind, kind, maker=own) for kind in ("several", "text"))
+    for maker, recipe, other in (("off_policy", several, text), ("clair", text, several)):
+        asked: Any = maker
+        assert run(recipe, tmp_path / maker, maker=asked)["sets"] == {maker: 1}
+        with pytest.raises(DataError, match=rf"the maker {maker} takes .*, got the columns prompt, (text|completions)"):
+            run(other, tmp_path / "none", maker=asked)
+    assert not (tmp_path / "none").exists()
+
+
+def test_given_answers_are_what_the_command_sample_has_to_bring(tmp_path: Path) -> None:
+    assert run(answers_of(tmp_path, "text"), tmp_path / "out", upto="sample")["answers"] == 1
+
+
+@pytest.mark.parametrize(("upto", "maker"), [("pairs", None), ("pairs", "clair"), ("sample", None)])
+def test_what_given_pairs_take_the_place_of_is_refused(tmp_path: Path, upto: str, maker: Any) -> None:
+    recipe = parse_recipe({"model": "m", "style": "s.yaml", "pairs": {"file": "p.jsonl"}})
+    says = r"pairs are given \(pairs\.file: p\.jsonl\)"
+    with pytest.raises(RecipeError, match=says):
+        run(recipe, tmp_path / "out", upto=upto, maker=maker)
+    if upto == "pairs":
+        with pytest.raises(RecipeError, match=says):
+            try_out(recipe, tmp_path / "out", maker=maker)
+    assert not (tmp_path / "out").exists()

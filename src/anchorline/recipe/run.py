@@ -190,7 +190,19 @@ def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]
 
 
 def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
-    """The stage `upto` and those whose outputs it needs, directly or not, in their order."""
+    """The stage `upto` and those whose outputs it needs, directly or not, in their order.
+
+    Raises:
+        RecipeError: the recipe gives what the stage would make, or nothing to make it of.
+
+    """
+    if recipe.pairs.file is not None and (upto == "sample" or upto.startswith("pairs")):
+        raise RecipeError(
+            f"the recipe's pairs are given (pairs.file: {recipe.pairs.file}), so there is nothing to make; to make pairs, "
+            "leave it out: --set pairs.file=null"
+        )
+    if upto == "sample" and recipe.pairs.answers is not None:
+        upto = "answers"  # they are there already
     wanted: list[Stage] = []
     needed: set[str] = set()
     for stage in reversed(STAGES):
@@ -239,7 +251,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     if "given" in names:
         read_given(context.recipe)
     if "answers" in names:
-        read_answers(context.recipe)
+        read_answers(context.recipe, makers)
     if sampled or names & {"baseline", "train"} or ("measure" in names and context.recipe.model):
         _ = context.model_fingerprint
 

@@ -32,6 +32,7 @@ from anchorline.data import (
 )
 from anchorline.errors import DataError, RecipeError
 from anchorline.objectives.names import DESCRIPTIONS
+from anchorline.pairs.settings import Maker
 from anchorline.recipe.config import Prompts, Recipe
 from anchorline.train.config import AUTO
 from anchorline.types import Answer, Message, Pair, Prompt, Unpaired
@@ -145,21 +146,25 @@ def read_retained(recipe: Recipe, measured: Sequence[Prompt]) -> Retain:
     return Retain(kept, dropped, contaminated, loaded.problems)
 
 
-def read_answers(recipe: Recipe) -> Given[Answer] | Given[Candidates]:
-    """The answers that pairs are made of, where they are given: one of the policy a row, or several of models.
+def read_answers(recipe: Recipe, makers: Sequence[Maker] = ()) -> Given[Answer] | Given[Candidates]:
+    """The answers that `makers` make pairs of, where they are given: one of the policy a row, or several of models.
 
     Raises:
-        UserError: the file is not there, has no good row, its rows do not fit the maker, or a setting of `prompts` has no
+        UserError: the file is not there, has no good row, its rows do not fit a maker, or a setting of `prompts` has no
             meaning for given answers.
 
     """
-    source, maker = recipe.pairs.answers, recipe.pairs.maker
+    source = recipe.pairs.answers
     assert source is not None
     first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
     several = "completions" in first or "generations" in first
-    wanted = "several `completions` a row" if maker in {"on_policy", "off_policy"} else "a prompt and a `text` a row"
-    if several != (maker in {"on_policy", "off_policy"}):
-        raise DataError(f"the maker {maker} takes {wanted}, got the columns {', '.join(first) or 'none'}", file=source)
+    for maker in makers:
+        chooses = maker in {"on_policy", "off_policy"}
+        if several != chooses:
+            wanted = "several `completions` a row" if chooses else "a prompt and a `text` a row"
+            raise DataError(
+                f"the maker {maker} takes {wanted}, got the columns {', '.join(first) or 'none'}", file=source
+            )
     share = recipe.prompts.heldout if recipe.prompts and isinstance(recipe.prompts.heldout, float) else None
     if several:
         found = read_candidates(source, strict=recipe.strict)
