@@ -9,10 +9,13 @@ import pytest
 
 from anchorline.data import answer_to_row, prompt_to_row, write_jsonl
 from anchorline.errors import DataError, RecipeError
+from anchorline.recipe.cells import _key
 from anchorline.recipe.config import Recipe, parse_recipe
 from anchorline.recipe.context import RunContext
+from anchorline.recipe.grid import Cell
 from anchorline.recipe.making import MORE, rows_of
 from anchorline.recipe.run import check, run, try_out, wanted_stages
+from anchorline.recipe.stages import STAGES
 from anchorline.types import Answer, Message, Prompt
 from tiny_chat import write_rows
 
@@ -90,3 +93,27 @@ def test_what_given_pairs_take_the_place_of_is_refused(tmp_path: Path, upto: str
         with pytest.raises(RecipeError, match=says):
             try_out(recipe, tmp_path / "out", maker=maker)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_code_of_a_python_rule_is_in_the_keys_of_what_it_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(RunContext, "model_fingerprint", "f")
+    code = tmp_path / "rules_of_this_test.py"
+    code.write_text("def sign(prompt, answer):\n    return answer\n")
+    recipe = answers_of(tmp_path, "text").model_copy(update={"trust_code": True})
+    stages = [stage for stage in STAGES if stage.name in {"pairs:clair", "pairs:on_policy", "evaluate"}]
+    cell = Cell("clair", "dpo", 0.1, 0)
+
+    def keys() -> list[Any]:
+        run = RunContext(recipe, tmp_path)
+        return [*(stage.settings(run) for stage in stages), _key(cell, run, [])]
+
+    assert not any("code" in key for key in keys()), "folders whose style has no code are not made again"
+    rules = "[{kind: python, name: signed, function: 'rules_of_this_test:sign'}]"
+    (tmp_path / "style.yaml").write_text(f"name: calm\nrules: {rules}\n")
+    before = keys()
+    assert before == keys()
+    code.write_text("def sign(prompt, answer):\n    return answer + '.'\n")
+    assert all(old != new for old, new in zip(before, keys(), strict=True))

@@ -56,6 +56,7 @@ from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoint
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.sources import Given, Retain, Sources, read_answers, read_given, read_retained, read_sources
+from anchorline.style import Style
 from anchorline.train.config import AUTO
 from anchorline.train.processes import led
 from anchorline.types import Answer, Failure, Pair, Prompt, Unpaired
@@ -366,7 +367,13 @@ def _model_settings(run: RunContext, *names: str) -> dict[str, Any]:
 
 def _style_settings(run: RunContext) -> dict[str, Any]:
     style = content_hash(Path(run.recipe.style)) if run.recipe.style else None
-    return {"style": style, "trust_code": run.recipe.trust_code}
+    return {"style": style, "trust_code": run.recipe.trust_code, **(code_of(run.style) if style else {})}
+
+
+def code_of(style: Style) -> dict[str, Any]:
+    """Hashes of the files whose functions are rules of the style; nothing where there are none."""
+    files = {rule.function: rule.file() for rule in style.rules if rule.kind == "python"}
+    return {"code": {name: content_hash(file) if file else None for name, file in files.items()}} if files else {}
 
 
 def _advise_settings(run: RunContext) -> dict[str, Any]:
