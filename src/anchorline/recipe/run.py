@@ -36,7 +36,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_engine, check_style, check_templates, check_unstyled, needed_endpoints
+from anchorline.recipe.making import MORE, check_engine, check_style, check_templates, check_unstyled, needed_endpoints
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -126,7 +126,8 @@ def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
         if maker:
-            manifest.counts |= match_sets(folder)
+            others = {name: count for name, count in manifest.counts.items() if not name.startswith(f"{SETS}/")}
+            manifest.counts = others | match_sets(folder, of_the_same_answers(manifest, maker))
             write_manifest(folder, manifest)
         return write_summary(folder, recipe)
 
@@ -172,6 +173,17 @@ def recipe_file(folder: Path, manifest: Manifest, maker: Maker | None) -> Path:
     return folder / SETS / str(maker) / "recipe.yaml" if beside else folder / "recipe.yaml"
 
 
+def of_the_same_answers(manifest: Manifest, maker: Maker) -> list[Maker]:
+    """The makers whose sets are of the very answers of the policy that this one's set is of, or of none of its answers."""
+    taken = {maker: _answers_of(manifest, maker) for maker in MAKERS}
+    return [other for other in MAKERS if all(taken[maker].get(n, h) == h for n, h in taken[other].items())]
+
+
+def _answers_of(manifest: Manifest, maker: Maker) -> dict[str, str]:
+    record = manifest.stages.get(set_stage(maker))
+    return {name: record.inputs[name] for name in ("answers.jsonl", MORE) if name in record.inputs} if record else {}
+
+
 def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]:
     """Write sets/MAKER/matched.jsonl: of the sets that are there, the pairs whose prompts all of them have."""
     files = {maker: folder / SETS / maker / "pairs.jsonl" for maker in makers}
@@ -180,6 +192,7 @@ def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]
         for maker, file in files.items()
         if file.is_file()
     }
+    forget_matched(folder)
     if len(sets) < 2:
         return {f"{SETS}/{maker}": len(pairs) for maker, pairs in sets.items()}
     matched = match(sets)
@@ -187,6 +200,12 @@ def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]
         write_jsonl(files[maker].with_name("matched.jsonl"), map(pair_to_row, pairs))
     counts = {f"{SETS}/{maker}": len(pairs) for maker, pairs in sets.items()}
     return counts | {f"{SETS}/matched": len(next(iter(matched.sets.values())))}
+
+
+def forget_matched(folder: Path) -> None:
+    """Remove what an earlier matching wrote."""
+    for file in (folder / SETS).glob("*/matched.jsonl"):
+        file.unlink()
 
 
 def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
@@ -283,6 +302,8 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
         return
     if not record or record.key != key or record.status == "done":
         remove_outputs(stage, folder)
+        if stage.name in map(set_stage, MAKERS):
+            forget_matched(folder)
         for other in rivals(stage):
             if manifest.stages.pop(other.name, None):
                 keep_failures(folder, other.name, [])
