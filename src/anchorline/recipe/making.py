@@ -333,8 +333,7 @@ def _samples(run: RunContext) -> Iterator[Candidates]:
         samples[answer.id].append(answer)
     for answer in _rows(run, MORE, answer_from_row):
         samples[answer.id.rpartition("#")[0]].append(answer)
-    for prompt in _rows(
-        run, "prompts.jsonl", prompt_from_row
-    ):  # a prompt whose first answer is missing may have others
+    # not by the first answers: a prompt without one may have others
+    for prompt in _rows(run, "prompts.jsonl", prompt_from_row):
         whole = [a for a in samples[prompt.id] if a.finish == "stop" and a.text.strip()]
         yield Candidates(prompt.id, prompt.messages, tuple(Candidate(a.text, run.policy_name) for a in whole))
