@@ -77,6 +77,39 @@ def test_the_rules_make_a_set_beside_the_runs_own_pairs(tmp_path: Path) -> None:
     assert {row["reviser"] for row in rows_of(out / "pairs.jsonl")} == {"reviser"}
 
 
+def test_sets_of_other_answers_are_not_matched(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    matched = {name: out / "sets" / name / "matched.jsonl" for name in ("clair", "stronger", "off_policy")}
+    actor = Actor()
+    with Running(lambda body: actor(body) + " Quick!" * (body.get("temperature") == 1.1)) as fake:
+        recipe = write_project(tmp_path, fake.url)
+        for maker in ("clair", "off-policy", "stronger"):
+            anchorline("pairs", maker, recipe, "--out", out)
+        assert all(file.is_file() for file in matched.values())
+        hot = ("--set", "sample.temperature=1.1")
+        # a budget that ends the making leaves no set behind, nor what was matched to it
+        ends = ("--set", "llm.reviser.model=other", "--set", "llm.budget.max_tokens=1")
+        anchorline("pairs", "clair", recipe, "--out", out, *ends, code=1)
+        assert not any(file.exists() for file in matched.values())
+
+        said = anchorline("pairs", "clair", recipe, "--out", out, *hot).stdout
+        assert "matched: 8 pairs in each of 2 sets (clair 8, off_policy 8)" in said
+        assert "not matched: stronger, which has no pairs of these answers of the policy; make it again: " in said
+        assert f"anchorline pairs stronger {out}" in said and "not matched: off" not in said
+        assert not matched["stronger"].exists()
+        assert set(manifest_of(out)["counts"]) & {"sets/clair", "sets/stronger", "sets/matched"} == {
+            "sets/clair",
+            "sets/matched",
+        }
+
+        assert "not matched: clair" in anchorline("pairs", "stronger", recipe, "--out", out).stdout
+        assert matched["stronger"].is_file() and not matched["clair"].exists()
+        said = anchorline("pairs", "stronger", recipe, "--out", out, *hot).stdout
+        assert "matched: 8 pairs in each of 3 sets" in said and "not matched" not in said
+        sides = [{row["id"]: row["rejected"] for row in rows_of(matched[name])} for name in ("clair", "stronger")]
+        assert sides[0] == sides[1]
+
+
 def test_a_judge_that_always_says_the_first_gives_ties_only(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Running(Actor(judge="Both are fine.\nVERDICT: A")) as fake:
@@ -112,6 +145,23 @@ def test_scores_and_verification(tmp_path: Path) -> None:
         anchorline("pairs", "clair", recipe, "--out", out.with_name("two-run"), code=2)
     made = manifest_of(out.with_name("two-run"))["makers"]["pairs:clair"]
     assert made["failures"] == {"not_preferred": 8} and made["judge"] == {"judged": 8, "ties": 8, "flips": 8}
+
+
+def test_the_rules_repairs_are_verified_too(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Running() as fake:
+        recipe = write_project(tmp_path, fake.url, pairs__reviser="rules", pairs__verify="llm")
+        pilot = anchorline("pairs", recipe, "--out", out, "--dry-run", "--pilot", "2", "--json")
+        assert json.loads(pilot.stdout)["kept"]["share"] == 1 and len(fake.asked("judge")) == 4
+        anchorline("pairs", recipe, "--out", out)
+        assert len(fake.asked("judge")) == 16 and not fake.asked("reviser")
+    rows = rows_of(out / "pairs.jsonl")
+    assert len(rows) == 8 and {row["reviser"] for row in rows} == {"rules"}
+    assert {row["details"]["verdict"]["winner"] for row in rows} == {"a"}
+    with Running(Actor(judge="VERDICT: B")) as fake:
+        recipe = write_project(tmp_path / "two", fake.url, pairs__reviser="rules", pairs__verify="llm")
+        anchorline("pairs", recipe, "--out", out.with_name("two-run"), code=2)
+    assert manifest_of(out.with_name("two-run"))["makers"]["pairs"]["failures"] == {"not_preferred": 8}
 
 
 def test_failures_are_typed_and_retried_alone(tmp_path: Path) -> None:

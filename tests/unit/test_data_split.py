@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from anchorline.data import drop_overlap, split
+from anchorline.data import distinct, drop_overlap, split
 from anchorline.errors import DataError
 from anchorline.types import Message, Prompt
 
@@ -99,6 +99,11 @@ def test_the_whole_conversation_counts():
     ]
     turns = (Message("user", "a b"),)
     assert drop_overlap([Prompt("1", turns)], [Prompt("1", (Message("user", "a"), Message("user", "b")))]).train
+
+
+def test_distinct_keeps_the_first_copy_of_each_and_the_order():
+    copies = [ask(text) for text in ("Two", "one", "two ", "ONE", "three")]
+    assert texts(distinct(copies)) == ["Two", "one", "three"]
 
 
 def test_drop_overlap_keeps_order_and_needs_something_left():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from anchorline.errors import StyleError
 from anchorline.evals.style import share_kept, side_by_side, style_table
+from anchorline.evals.tasks_answers import style_task
 from anchorline.style import parse_style
 from anchorline.types import Answer, Message
 
@@ -65,3 +70,11 @@ def test_side_by_side() -> None:
 def test_sides_that_do_not_answer_the_same_prompts_are_our_bug() -> None:
     with pytest.raises(ValueError, match="shorter"):
         side_by_side(STYLE, answers("a", "b"), answers("a"))
+
+
+def test_a_style_without_rules_is_refused_before_a_model_answers() -> None:
+    work: Any = SimpleNamespace(
+        style=parse_style({"name": "g", "guideline": "Be calm."}), asked=SimpleNamespace(prompts=[])
+    )
+    with pytest.raises(StyleError, match="'g' has no rules to count by"):
+        style_task(work)

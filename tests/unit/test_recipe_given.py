@@ -14,6 +14,11 @@ from anchorline.data import read_json, read_jsonl
 from anchorline.data import write_rows as write_table
 from anchorline.errors import RecipeError
 from anchorline.recipe import load_recipe, run
+from anchorline.recipe.config import Recipe, parse_recipe
+from anchorline.recipe.context import RunContext
+from anchorline.recipe.making import check_style, check_unstyled
+from anchorline.recipe.sources import read_answers
+from anchorline.recipe.stages import STAGES
 from tiny_chat import STYLE, save_tiny_chat, write_recipe, write_rows
 
 THINGS = ("hat", "map", "key", "bag", "cup", "lamp")
@@ -114,7 +119,7 @@ def test_labelled_answers_to_the_end(model: Path, tmp_path: Path) -> None:
         ["train.objective=sft"],
     )
     summary = run(recipe, tmp_path / "out")
-    assert summary["style"]["n"] == 2 and summary["preference"] == {"accuracy": None, "n": None}
+    assert summary["style"]["n"] == 3 and summary["preference"] == {"accuracy": None, "n": None}
     assert summary["drift"]["prompts"] == 2
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -130,6 +135,8 @@ def test_held_out_pairs_are_other_prompts_than_the_trained_ones(model: Path, tmp
         for name in ("pairs.jsonl", "evals/given-pairs.jsonl", "evals/prompts.jsonl")
     ]
     assert texts[0] & texts[1] == set() and texts[1] == texts[2] and len(texts[0] | texts[1]) == 6
+    asked = [row["prompt"][0]["content"] for row in rows(tmp_path / "out" / "evals" / "prompts.jsonl")]
+    assert len(asked) == 2 and all(text.islower() for text in asked), "each prompt once, as it came first"
 
 
 def test_bad_pairs_are_named_and_left_out(model: Path, tmp_path: Path) -> None:
@@ -171,3 +178,132 @@ def test_a_set_without_a_model_has_its_page(tmp_path: Path) -> None:
     assert run(recipe, tmp_path / "out", upto="page")["pairs"] == 3
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "set clair" in page and "Word overlap" in page and "This stage has not run: training" in page
+
+
+LONG = "what is the capital of the country that lies north of the alps and has the most lakes"
+COLUMNS: dict[str, dict[str, Any]] = {
+    "file": {"chosen": "good day.", "rejected": "box"},
+    "answers": {"text": "box!"},
+    "candidates": {"completions": [{"response": "box!"}, {"response": "box"}]},
+}
+WRITTEN = {"file": "pairs.jsonl", "answers": "answers.jsonl", "candidates": "candidates.jsonl"}
+
+
+def beside_prompts(place: Path, kind: str, **changes: Any) -> tuple[Recipe, str]:
+    """A recipe with given rows beside `prompts`, and the stage that reads them."""
+    texts = ["the hat", "The  HAT", f"tell me: {LONG}?", "the map", "the cup", "the cup", "the key", "the bag"]
+    write_rows(
+        place / "given.jsonl", [{"id": f"g{n}", "prompt": text, **COLUMNS[kind]} for n, text in enumerate(texts)]
+    )
+    for name, text in {"heldout": "the hat", "general": "a driver came", "evaluation": LONG}.items():
+        write_rows(place / f"{name}.jsonl", [{"prompt": text}])
+    sources = {name: str(place / f"{name}.jsonl") for name in ("heldout", "general")}
+    sources |= {"train": "nowhere.jsonl", "decontaminate": [str(place / "evaluation.jsonl")], "system": "help"}
+    pairs = {"file" if kind == "file" else "answers": str(place / "given.jsonl"), "heldout": 0.26}
+    pairs |= {"maker": "off_policy"} if kind == "candidates" else {}
+    recipe = parse_recipe({"style": "s.yaml", "prompts": sources | changes, "pairs": pairs})
+    return recipe, "given" if kind == "file" else "answers"
+
+
+@pytest.mark.parametrize("kind", list(COLUMNS))
+def test_what_evaluation_uses_is_not_trained_on(tmp_path: Path, kind: str) -> None:
+    recipe, name = beside_prompts(tmp_path, kind)
+    [stage] = [stage for stage in STAGES if stage.name == name]
+    (tmp_path / "out").mkdir()
+    failures = stage.act(RunContext(recipe, tmp_path / "out"))
+    assert [(failure.kind, failure.id) for failure in failures] == [
+        ("heldout", "g0"),
+        ("heldout", "g1"),
+        ("contaminated", "g2"),
+    ]
+    kept = rows(tmp_path / "out" / WRITTEN[kind])
+    held = rows(tmp_path / "out" / "evals" / "given-pairs.jsonl") if kind == "file" else []
+    assert sorted(row["id"] for row in [*kept, *held]) == [f"g{n}" for n in range(3, 8)]
+    asked = [{"role": "system", "content": "help"}]
+    assert all(row["prompt"][:-1] == asked for row in kept)
+    measured = [rows(tmp_path / "out" / "evals" / f"{part}.jsonl") for part in ("prompts", "general-prompts")]
+    turns = [[[turn["content"] for turn in row["prompt"]] for row in part] for part in measured]
+    assert turns == [[["help", "the hat"]], [["a driver came"]]]
+
+
+def test_a_share_of_the_given_answers_is_held_out_and_the_limit_holds(tmp_path: Path) -> None:
+    recipe, _ = beside_prompts(tmp_path, "answers", heldout=0.34, limit=2)
+    found = read_answers(recipe)
+    trained, held = ({row.prompt for row in part} for part in (found.train, found.heldout))
+    assert len(found.train) == 2 and len(held) == 2 and not trained & held
+    assert {prompt.messages for prompt in found.prompts} == held
+
+
+@pytest.mark.parametrize("kind", ["file", "answers"])
+def test_unstyled_prompts_beside_given_rows_are_refused(tmp_path: Path, kind: str) -> None:
+    recipe, stage = beside_prompts(tmp_path, kind, unstyled=str(tmp_path / "general.jsonl"))
+    with pytest.raises(RecipeError, match=r"prompts\.unstyled is for answers that are sampled"):
+        run(recipe, tmp_path / "out", upto=stage)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "answers"])
+@pytest.mark.parametrize("change", ["heldout", "general", "evaluation", "system", "limit"])
+def test_what_sifts_given_rows_is_in_their_key(tmp_path: Path, kind: str, change: str) -> None:
+    recipe, name = beside_prompts(tmp_path, kind)
+    [stage] = [stage for stage in STAGES if stage.name == name]
+    before = stage.settings(RunContext(recipe, tmp_path))
+    if change in {"system", "limit"}:
+        recipe, _ = beside_prompts(tmp_path, kind, **{change: {"system": "Help.", "limit": 1}[change]})
+    else:
+        write_rows(tmp_path / f"{change}.jsonl", [{"prompt": "another one"}])
+    assert stage.settings(RunContext(recipe, tmp_path)) != before
+
+
+def answers_to_repair(place: Path, **pairs: Any) -> Recipe:
+    """Two answers: one that shouts, one that keeps every rule and was cut in its last sentence."""
+    (place / "style.yaml").write_text("name: calm\nrules: [{kind: no_exclamation}]\n")
+    cut = {"text": "It left. It will", "finish": "length"}
+    write_rows(place / "a.jsonl", [{"id": "a", "prompt": "Hi", "text": "Yes!"}, {"id": "b", "prompt": "Ho", **cut}])
+    return parse_recipe({"style": str(place / "style.yaml"), "pairs": {"answers": str(place / "a.jsonl"), **pairs}})
+
+
+@pytest.mark.parametrize("maker", [None, "clair"])
+def test_the_styles_checks_look_at_the_styles_repairs_a_second_time(tmp_path: Path, maker: Any) -> None:
+    run(answers_to_repair(tmp_path), tmp_path / "out", upto="pairs", maker=maker)
+    file = tmp_path / "out" / ("sets/clair/pairs.jsonl" if maker else "pairs.jsonl")
+    assert [row["id"] for row in rows(file)] == ["a", "b"]
+    run(answers_to_repair(tmp_path, verify="style"), tmp_path / "out", upto="pairs", maker=maker)
+    [kept] = rows(file)
+    assert kept["id"] == "a" and kept["details"]["verdict"]["judge"] == "style:calm"
+    [failure] = rows(tmp_path / "out" / "failures.jsonl")
+    assert (failure["id"], failure["kind"]) == ("b", "not_preferred")
+
+
+def test_a_judge_of_repairs_that_is_not_there_is_missed_first(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"llm\.judge"):
+        run(answers_to_repair(tmp_path, verify="llm"), tmp_path / "out", upto="pairs")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("maker", "pairs"),
+    [
+        ("clair", {}),
+        ("clair", {"reviser": "llm", "verify": "style"}),
+        ("stronger", {"verify": "style"}),
+        ("on_policy", {}),
+        ("off_policy", {}),
+    ],
+)
+def test_a_style_without_rules_is_found_out_before_anything_is_asked(tmp_path: Path, maker: str, pairs: Any) -> None:
+    recipe = answers_to_repair(tmp_path, maker=maker, **pairs)
+    (tmp_path / "style.yaml").write_text("name: calm\nguideline: Be calm.\n")
+    with pytest.raises(RecipeError, match=rf"style\.yaml: the style has no rules, and the maker {maker}"):
+        check_style(RunContext(recipe, tmp_path / "out"), maker)
+    by_model = parse_recipe(
+        recipe.model_dump() | {"pairs": {"maker": maker, "reviser": "llm", "judge": "llm", "verify": "llm"}}
+    )
+    check_style(RunContext(by_model, tmp_path / "out"), maker)
+
+
+def test_unstyled_prompts_and_a_second_look_do_not_go_together(tmp_path: Path) -> None:
+    asked = {"train": "t.jsonl", "unstyled": "u.jsonl"}
+    recipe = parse_recipe({"style": "s.yaml", "prompts": asked, "pairs": {"verify": "style"}})
+    with pytest.raises(RecipeError, match=r"prompts\.unstyled works with .* verify none only"):
+        check_unstyled(recipe)

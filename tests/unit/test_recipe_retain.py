@@ -12,6 +12,7 @@ from anchorline.errors import DataError
 from anchorline.recipe.config import Recipe, load_recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.run import wanted_stages
+from anchorline.recipe.sources import read_retained
 from anchorline.recipe.stages import RETAINED, STAGES, Stage
 from anchorline.train.config import RetainSettings
 from anchorline.types import Answer, Message
@@ -50,6 +51,25 @@ def test_prompts_that_are_all_measured_are_refused(tmp_path, monkeypatch):
     stage("prompts").act(run)
     with pytest.raises(DataError, match="evaluation measures"):
         stage("retain").act(run)
+
+
+def test_what_overlaps_an_evaluation_set_is_not_held(tmp_path, monkeypatch):
+    asked = holding(tmp_path, "seven", "what is five and six")
+    against = prompts(tmp_path / "evaluation.jsonl", "What is five and six?")
+    sources = asked.prompts and asked.prompts.model_copy(update={"decontaminate": (against,)})
+    run, seen = context(asked.model_copy(update={"prompts": sources}), tmp_path, monkeypatch)
+    assert stage("retain").settings(run) != stage("retain").settings(RunContext(asked, tmp_path))
+    failures = stage("retain").act(run)
+    assert [p.id for p in seen[RETAINED][0]] == ["kept-0"]
+    assert [(f.id, f.kind) for f in failures] == [("kept-1", "contaminated")]
+
+
+def test_prompts_that_all_overlap_an_evaluation_set_are_refused(tmp_path):
+    asked = holding(tmp_path, "what is five and six")
+    against = prompts(tmp_path / "evaluation.jsonl", "What is five and six?")
+    sources = asked.prompts and asked.prompts.model_copy(update={"decontaminate": (against,)})
+    with pytest.raises(DataError, match=r"kept\.jsonl: all its prompts overlap an evaluation set"):
+        read_retained(asked.model_copy(update={"prompts": sources}), [])
 
 
 def test_another_weight_trains_again_and_asks_nobody_again(tmp_path, monkeypatch):

@@ -289,10 +289,21 @@ def test_given_pairs_take_the_place_of_made_ones_and_back(place: Path, engines: 
     made = rows("pairs.jsonl")
     given = [{"prompt": f"the {w}", "chosen": "good day.", "rejected": "box"} for w in ("cup", "bag", "hat")]
     write_rows(Path("p.jsonl"), given)
-    assert again(engines, "pairs.file=p.jsonl") == ["given", "baseline", "measure", *TRAINED]
+    assert again(engines, "pairs.file=p.jsonl") == ["given", "measure", *TRAINED], "the held-out prompts are the same"
     assert len(rows("pairs.jsonl")) == 2
-    assert again(engines) == ["prompts", "baseline", "pairs", "measure", *TRAINED], "the answers are still good"
+    assert again(engines) == ["prompts", "pairs", "measure", *TRAINED], "the answers are still good"
     assert rows("pairs.jsonl") == made
+
+
+def test_a_style_without_rules_has_no_share_of_kept_rules(place: Path, engines: Engines) -> None:
+    restyle(rules=[], guideline="Be calm.")
+    write_rows(
+        Path("p.jsonl"), [{"prompt": w, "chosen": "good day.", "rejected": "box"} for w in ("cup", "bag", "hat")]
+    )
+    assert Path("out/evals/style.json").is_file()
+    again(engines, "pairs.file=p.jsonl")
+    assert Path("out/evals/after.jsonl").is_file() and not Path("out/evals/style.json").exists()
+    assert read_json(Path("out/summary.json"))["style"]["after"] == {"all": None}
 
 
 def test_an_interrupted_stage_asks_only_for_what_it_lacks(place: Path, engines: Engines) -> None:

@@ -56,6 +56,15 @@ def test_an_id_of_a_training_prompt_is_refused(tmp_path: Path):
         read_sources(recipe(tmp_path, str(tmp_path / "unstyled.jsonl")))
 
 
+def test_they_are_decontaminated(tmp_path: Path):
+    asked = recipe(tmp_path, prompts(tmp_path / "unstyled.jsonl", "what is five and six", "seven"))
+    against = prompts(tmp_path / "evaluation.jsonl", "What is five and six?")
+    sources = asked.prompts and asked.prompts.model_copy(update={"decontaminate": (against,)})
+    found = read_sources(asked.model_copy(update={"prompts": sources}))
+    assert [p.id for p in found.unstyled] == ["unstyled-1"]
+    assert [(file, overlap.prompt.id) for file, overlap in found.contaminated] == [(against, "unstyled-0")]
+
+
 def test_their_pairs_prefer_the_answer_as_it_was(tmp_path: Path):
     run = RunContext(recipe(tmp_path, prompts(tmp_path / "unstyled.jsonl", "five")), tmp_path)
     question = (Message("user", "five"),)

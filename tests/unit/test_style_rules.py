@@ -307,7 +307,9 @@ def test_a_python_rule_that_cannot_be_loaded(function, message):
 
 
 def test_a_python_rule_that_fails(user_module):
-    with pytest.raises(StyleError, match=r"rule 'signed': .*:fails raised KeyError"):
+    with pytest.raises(
+        StyleError, match=r"rule 'signed': on the prompt '.*' with the answer '.*', .*:fails raised KeyError"
+    ):
         repair(python_style(f"{user_module}:fails"), (), "a")
     with pytest.raises(StyleError, match=r"rule 'signed': .*returned NoneType"):
         repair(python_style(f"{user_module}:nothing"), (), "a")

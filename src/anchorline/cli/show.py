@@ -117,6 +117,12 @@ def print_set(summary: Mapping[str, Any], maker: str, folder: str, *, as_json: b
     if "matched" in summary["sets"]:
         sets = ", ".join(f"{name} {count}" for name, count in others.items())
         print(f"matched: {summary['sets']['matched']} pairs in each of {len(others)} sets ({sets})")
+    for name in (stage.removeprefix("pairs:") for stage in summary["makers"] if stage != "pairs"):
+        if name not in others:
+            print(
+                f"not matched: {name}, which has no pairs of these answers of the policy; make it again: "
+                f"anchorline pairs {name.replace('_', '-')} {folder}"
+            )
 
 
 def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -> None:

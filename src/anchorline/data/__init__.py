@@ -41,7 +41,7 @@ from anchorline.data.jsonl import (
 )
 from anchorline.data.layouts import PairLayout
 from anchorline.data.load import Loaded, read_answers, read_candidates, read_pairs, read_prompts, read_unpaired
-from anchorline.data.split import Kept, Split, drop_overlap, split
+from anchorline.data.split import Kept, Split, distinct, drop_overlap, split
 
 __all__ = [
     "Appended",
@@ -62,6 +62,7 @@ __all__ = [
     "candidates_from_row",
     "candidates_to_row",
     "check_repository",
+    "distinct",
     "drop_contaminated",
     "drop_overlap",
     "evaluation_texts",

@@ -51,6 +51,11 @@ def split(prompts: Sequence[Prompt], *, heldout: float, seed: int = 0) -> Split:
     return Split([p for key, p in rows if key not in held], [p for key, p in rows if key in held])
 
 
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Of each prompt the first copy."""
+    return list({_key(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+
+
 def drop_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Kept:
     """Take from the training prompts those that are also held out; DataError if none would be left."""
     held = {_key(prompt) for prompt in heldout}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from anchorline.data import failure_to_row, read_answers
-from anchorline.errors import DataError
+from anchorline.errors import DataError, StyleError
 from anchorline.evals.figure import Figures, make_figure
 from anchorline.evals.runner import Evaluation, Side
 from anchorline.evals.style import share_kept
@@ -25,6 +25,8 @@ from anchorline.types import Answer, Prompt
 def style_task(work: Evaluation) -> Figures:
     """The share of answers that keep each rule and all rules; against another model with McNemar's test."""
     style, prompts = work.style, work.asked.prompts
+    if not style.rules:
+        raise StyleError(f"the style {style.name!r} has no rules to count by; add rules, or take winrate with --judge")
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     answers = {side: work.answers(side, prompts, "prompts") for side in sides}
     shares = {side: share_kept(style, answers[side]) for side in sides}

@@ -28,7 +28,7 @@ from anchorline.llm.device import measuring_dtype
 from anchorline.objectives.names import parse_objective
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.grid import Cell, CompareSettings, mean
-from anchorline.recipe.stages import RETAINED, eval_sampling
+from anchorline.recipe.stages import RETAINED, code_of, eval_sampling
 from anchorline.style import Style, check
 from anchorline.types import Answer, Pair
 
@@ -156,6 +156,8 @@ def _key(cell: Cell, run: RunContext, pairs: Sequence[Pair]) -> str:
         list(map(pair_to_row, pairs)),
         [hashlib.sha256(run.path(name).read_bytes()).hexdigest() for name in files if run.path(name).is_file()],
     ]
+    if code := code_of(run.style):
+        parts.append(code)
     if _grid(run).checkpoints > 1:
         parts.append(_grid(run).checkpoints)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -45,12 +45,14 @@ from anchorline.pairs import (
     ask_models,
     by_rounds,
     by_score,
+    clair_pairs,
     make,
     off_policy,
     on_policy,
     revise,
     stronger,
     user_template,
+    verified,
 )
 from anchorline.recipe.batching import PerRow, by_batches
 from anchorline.recipe.config import Recipe
@@ -107,27 +109,43 @@ def needed_endpoints(recipe: Recipe, maker: str) -> list[str]:
         if len(recipe.llm.others) == 1:
             raise RecipeError("llm.others holds one model; off_policy needs two or more to choose between")
     by_model = pairs.judge == "llm" if maker in {"on_policy", "off_policy"} else pairs.verify == "llm"
-    if by_model and not (maker == "clair" and pairs.reviser == "rules"):
+    if by_model:
         names.append("judge")
     return names
 
 
-def check_style(recipe: Recipe, maker: str) -> None:
-    """Raise a RecipeError where a maker needs a style and there is none, or has unstyled prompts that it cannot turn."""
-    pairs = recipe.pairs
+def check_style(run: RunContext, maker: str) -> None:
+    """Raise a UserError where a maker goes by rules and there are none."""
+    recipe, pairs = run.recipe, run.recipe.pairs
     by_rules = (
         (maker == "clair" and pairs.reviser == "rules")
         or (maker in {"on_policy", "off_policy"} and pairs.judge == "style")
         or (maker in {"clair", "stronger"} and pairs.verify == "style")
     )
+    otherwise = "or let a model do it (pairs.reviser, pairs.judge or pairs.verify: llm)"
     if by_rules and recipe.style is None:
         raise RecipeError(
-            f"the setting `style` is lacking: the maker {maker} would go by its rules; give one with --set style=FILE, or "
-            "let a model do it (pairs.reviser, pairs.judge or pairs.verify: llm)"
+            f"the setting `style` is lacking: the maker {maker} would go by its rules; give one with --set style=FILE, "
+            + otherwise
         )
-    turns = maker == "clair" and pairs.reviser == "rules"
-    if recipe.prompts and recipe.prompts.unstyled and not turns and maker == pairs.maker:
-        raise RecipeError("prompts.unstyled works with maker clair and reviser rules only; leave it out")
+    if by_rules and not run.style.rules:
+        raise RecipeError(
+            f"{recipe.style}: the style has no rules, and the maker {maker} would go by them; give it some, {otherwise}"
+        )
+
+
+def check_unstyled(recipe: Recipe) -> None:
+    """Raise a RecipeError where the run's own pairs cannot be turned for unstyled prompts; sets beside them have none."""
+    if recipe.prompts and recipe.prompts.unstyled and not unverified_rules(recipe, recipe.pairs.maker):
+        raise RecipeError(
+            "prompts.unstyled works with maker clair, reviser rules and verify none only (a judge would not prefer the "
+            "chosen side of its pairs); leave it out"
+        )
+
+
+def unverified_rules(recipe: Recipe, maker: str) -> bool:
+    """Whether the style's repairs are the pairs as they are, without a judge's second look."""
+    return maker == "clair" and recipe.pairs.reviser == "rules" and recipe.pairs.verify == "none"
 
 
 def check_templates(recipe: Recipe, maker: str) -> None:
@@ -146,7 +164,7 @@ def check_engine(recipe: Recipe, maker: str, *, batch: bool) -> None:
         return
     if maker == "clair" and recipe.pairs.reviser == "rules":
         raise RecipeError(
-            "pairs.engine is ray, but clair by the style's own repairs asks no model and takes seconds: leave --engine "
+            "pairs.engine is ray, but clair by the style's own repairs is quick work for this process: leave --engine "
             "out, or let a model revise (pairs.reviser: llm)"
         )
     if batch:
@@ -220,6 +238,14 @@ async def per_row(run: RunContext, maker: str, endpoint: Callable[[str], Awaitab
     if maker == "stronger":
         model, how = await endpoint("stronger"), sampling(settings_of(recipe, "stronger"))
         return lambda answer: stronger(answer, model=model, policy=policy, sampling=how, verify=verify)
+    if recipe.pairs.reviser == "rules":
+
+        async def repaired(answer: Answer) -> Pair | Failure:
+            made = clair_pairs([answer], run.style, policy=policy)
+            [result] = [*made.pairs, *made.failures]
+            return await verified(result, verify) if isinstance(result, Pair) and verify else result
+
+        return repaired
     reviser, how = await endpoint("reviser"), sampling(settings_of(recipe, "reviser"))
     template = user_template(recipe.pairs.prompt) if recipe.pairs.prompt else None
     style, gates = style_of(run), recipe.pairs.gates
@@ -302,9 +328,12 @@ def _rows(run: RunContext, name: str, parse: Callable[..., Any]) -> Iterator[Any
 
 def _samples(run: RunContext) -> Iterator[Candidates]:
     """The policy's samples of each prompt. One that the token limit cut, or that is blank, is none to choose."""
-    more: dict[str, list[Answer]] = defaultdict(list)
+    samples: dict[str, list[Answer]] = defaultdict(list)
+    for answer in _rows(run, "answers.jsonl", answer_from_row):
+        samples[answer.id].append(answer)
     for answer in _rows(run, MORE, answer_from_row):
-        more[answer.id.rpartition("#")[0]].append(answer)
-    for first in _rows(run, "answers.jsonl", answer_from_row):
-        whole = [a for a in (first, *more[first.id]) if a.finish == "stop" and a.text.strip()]
-        yield Candidates(first.id, first.prompt, tuple(Candidate(a.text, run.policy_name) for a in whole))
+        samples[answer.id.rpartition("#")[0]].append(answer)
+    # not by the first answers: a prompt without one may have others
+    for prompt in _rows(run, "prompts.jsonl", prompt_from_row):
+        whole = [a for a in samples[prompt.id] if a.finish == "stop" and a.text.strip()]
+        yield Candidates(prompt.id, prompt.messages, tuple(Candidate(a.text, run.policy_name) for a in whole))

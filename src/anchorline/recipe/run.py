@@ -14,7 +14,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
 from anchorline.recipe.counts import SAMPLED, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
-from anchorline.recipe.making import check_engine, check_style, check_templates, needed_endpoints
+from anchorline.recipe.making import MORE, check_engine, check_style, check_templates, check_unstyled, needed_endpoints
 from anchorline.recipe.manifest import (
     Manifest,
     StageRecord,
@@ -126,7 +126,8 @@ def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
         if maker:
-            manifest.counts |= match_sets(folder)
+            others = {name: count for name, count in manifest.counts.items() if not name.startswith(f"{SETS}/")}
+            manifest.counts = others | match_sets(folder, of_the_same_answers(manifest, maker))
             write_manifest(folder, manifest)
         return write_summary(folder, recipe)
 
@@ -172,6 +173,17 @@ def recipe_file(folder: Path, manifest: Manifest, maker: Maker | None) -> Path:
     return folder / SETS / str(maker) / "recipe.yaml" if beside else folder / "recipe.yaml"
 
 
+def of_the_same_answers(manifest: Manifest, maker: Maker) -> list[Maker]:
+    """The makers whose sets are of the very answers of the policy that this one's set is of, or of none of its answers."""
+    taken = {maker: _answers_of(manifest, maker) for maker in MAKERS}
+    return [other for other in MAKERS if all(taken[maker].get(n, h) == h for n, h in taken[other].items())]
+
+
+def _answers_of(manifest: Manifest, maker: Maker) -> dict[str, str]:
+    record = manifest.stages.get(set_stage(maker))
+    return {name: record.inputs[name] for name in ("answers.jsonl", MORE) if name in record.inputs} if record else {}
+
+
 def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]:
     """Write sets/MAKER/matched.jsonl: of the sets that are there, the pairs whose prompts all of them have."""
     files = {maker: folder / SETS / maker / "pairs.jsonl" for maker in makers}
@@ -180,6 +192,7 @@ def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]
         for maker, file in files.items()
         if file.is_file()
     }
+    forget_matched(folder)
     if len(sets) < 2:
         return {f"{SETS}/{maker}": len(pairs) for maker, pairs in sets.items()}
     matched = match(sets)
@@ -189,8 +202,26 @@ def match_sets(folder: Path, makers: Sequence[Maker] = MAKERS) -> dict[str, int]
     return counts | {f"{SETS}/matched": len(next(iter(matched.sets.values())))}
 
 
+def forget_matched(folder: Path) -> None:
+    """Remove what an earlier matching wrote."""
+    for file in (folder / SETS).glob("*/matched.jsonl"):
+        file.unlink()
+
+
 def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
-    """The stage `upto` and those whose outputs it needs, directly or not, in their order."""
+    """The stage `upto` and those whose outputs it needs, directly or not, in their order.
+
+    Raises:
+        RecipeError: the recipe gives what the stage would make, or nothing to make it of.
+
+    """
+    if recipe.pairs.file is not None and (upto == "sample" or upto.startswith("pairs")):
+        raise RecipeError(
+            f"the recipe's pairs are given (pairs.file: {recipe.pairs.file}), so there is nothing to make; to make pairs, "
+            "leave it out: --set pairs.file=null"
+        )
+    if upto == "sample" and recipe.pairs.answers is not None:
+        upto = "answers"  # they are there already
     wanted: list[Stage] = []
     needed: set[str] = set()
     for stage in reversed(STAGES):
@@ -212,13 +243,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
 
     """
     names = {stage.name for stage in stages}
-    makers = [maker for maker in MAKERS if set_stage(maker) in names]
-    makers += [context.recipe.pairs.maker] if "pairs" in names else []
-    for maker in makers:
-        check_endpoints(context.recipe, needed_endpoints(context.recipe, maker))
-        check_style(context.recipe, maker)
-        check_templates(context.recipe, maker)
-        check_engine(context.recipe, maker, batch=context.calls.batch)
+    makers = _checked_makers(context, names)
     sampled = names & {"sample", "resample", "advise"}
     if "advise" in names:
         check_advise(context.recipe)
@@ -245,9 +270,24 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     if "given" in names:
         read_given(context.recipe)
     if "answers" in names:
-        read_answers(context.recipe)
+        read_answers(context.recipe, makers)
     if sampled or names & {"baseline", "train"} or ("measure" in names and context.recipe.model):
         _ = context.model_fingerprint
+
+
+def _checked_makers(context: RunContext, names: Set[str]) -> list[Maker]:
+    """The makers of these stages, once each was found to be able to work."""
+    recipe = context.recipe
+    makers: list[Maker] = [maker for maker in MAKERS if set_stage(maker) in names]
+    if "pairs" in names:
+        makers.append(recipe.pairs.maker)
+        check_unstyled(recipe)
+    for maker in makers:
+        check_endpoints(recipe, needed_endpoints(recipe, maker))
+        check_style(context, maker)
+        check_templates(recipe, maker)
+        check_engine(recipe, maker, batch=context.calls.batch)
+    return makers
 
 
 def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> None:
@@ -262,6 +302,8 @@ def bring_up_to_date(stage: Stage, context: RunContext, manifest: Manifest) -> N
         return
     if not record or record.key != key or record.status == "done":
         remove_outputs(stage, folder)
+        if stage.name in map(set_stage, MAKERS):
+            forget_matched(folder)
         for other in rivals(stage):
             if manifest.stages.pop(other.name, None):
                 keep_failures(folder, other.name, [])

@@ -1,4 +1,4 @@
-"""What a recipe brings in from outside: its prompts, or its pairs, split into training and held-out rows.
+"""What a recipe brings in from outside: its prompts, answers or pairs, split into training and held-out rows.
 
 Read once before a run makes its folder, so that a mistake leaves nothing behind, and again by the stage that keeps them.
 
@@ -10,11 +10,13 @@ Read once before a run makes its folder, so that a mistake leaves nothing behind
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Generic, NamedTuple, TypeVar
 
 from anchorline.data import (
     Candidates,
     Contaminated,
+    distinct,
     drop_contaminated,
     drop_overlap,
     evaluation_texts,
@@ -30,9 +32,12 @@ from anchorline.data import (
 )
 from anchorline.errors import DataError, RecipeError
 from anchorline.objectives.names import DESCRIPTIONS
-from anchorline.recipe.config import Recipe
+from anchorline.pairs.settings import Maker
+from anchorline.recipe.config import Prompts, Recipe
 from anchorline.train.config import AUTO
-from anchorline.types import Answer, Pair, Prompt, Unpaired
+from anchorline.types import Answer, Message, Pair, Prompt, Unpaired
+
+Row = TypeVar("Row", Answer, Candidates, Pair, Unpaired)
 
 
 class Sources(NamedTuple):
@@ -48,22 +53,16 @@ class Sources(NamedTuple):
     problems: list[DataError]
 
 
-class GivenAnswers(NamedTuple):
-    """What `pairs.answers` holds: an answer of the policy a row, or several answers of models."""
+class Given(NamedTuple, Generic[Row]):
+    """Answers or pairs that are given, split, with the prompts that evaluation uses, and what is left out."""
 
-    answers: list[Answer]
-    candidates: list[Candidates]
-    problems: list[DataError]
-
-
-class Given(NamedTuple):
-    """What `pairs.file` and the general prompts hold, split, and the rows of them that could not be used."""
-
-    train: Sequence[Pair | Unpaired]
-    heldout: Sequence[Pair | Unpaired]
+    train: list[Row]
+    heldout: list[Row]
     prompts: list[Prompt]
-    """Of the held-out rows."""
+    """The held-out ones: of the file `prompts.heldout`, else those of the held-out rows, each once."""
     general: list[Prompt]
+    dropped: list[Prompt]
+    contaminated: list[tuple[str, Contaminated]]
     problems: list[DataError]
 
 
@@ -72,6 +71,7 @@ class Retain(NamedTuple):
 
     prompts: list[Prompt]
     dropped: list[Prompt]
+    contaminated: list[tuple[str, Contaminated]]
     problems: list[DataError]
 
 
@@ -104,15 +104,32 @@ def read_sources(recipe: Recipe) -> Sources:
         taken = {prompt.id for prompt in train} & {prompt.id for prompt in unstyled}
         if taken:
             raise DataError(f"the id {min(taken)!r} is also in {sources.train}; make ids unique", file=sources.unstyled)
-    contaminated: list[tuple[str, Contaminated]] = []
-    for file in sources.decontaminate:
-        train, overlapping = drop_contaminated(train, evaluation_texts(file), n=sources.decontaminate_words)
-        contaminated += [(file, found) for found in overlapping]
-    return Sources(train[: sources.limit], heldout, general, unstyled, dropped, contaminated, problems)
+    train, contaminated = _decontaminated(train, sources, file=sources.train)
+    unstyled, overlapping = _decontaminated(unstyled, sources, file=sources.unstyled)
+    return Sources(train[: sources.limit], heldout, general, unstyled, dropped, [*contaminated, *overlapping], problems)
+
+
+def _decontaminated(
+    prompts: list[Prompt], sources: Prompts | None, *, file: str | None
+) -> tuple[list[Prompt], list[tuple[str, Contaminated]]]:
+    """The prompts of the file that overlap no evaluation set, and the others, each with the set's name.
+
+    Raises:
+        DataError: none is left.
+
+    """
+    kept, contaminated = prompts, []
+    if sources:
+        for name in sources.decontaminate:
+            kept, overlapping = drop_contaminated(kept, evaluation_texts(name), n=sources.decontaminate_words)
+            contaminated += [(name, found) for found in overlapping]
+    if prompts and not kept:
+        raise DataError("all its prompts overlap an evaluation set of prompts.decontaminate; name others", file=file)
+    return kept, contaminated
 
 
 def read_retained(recipe: Recipe, measured: Sequence[Prompt]) -> Retain:
-    """The prompts of `retain.prompts`, without those that evaluation measures.
+    """The prompts of `retain.prompts`, without those that evaluation measures and those that overlap an evaluation set.
 
     Raises:
         DataError: none is left.
@@ -125,60 +142,110 @@ def read_retained(recipe: Recipe, measured: Sequence[Prompt]) -> Retain:
     except DataError:
         why = "all its prompts are ones that evaluation measures; name others"
         raise DataError(why, file=recipe.retain.prompts) from None
-    return Retain(kept, dropped, loaded.problems)
+    kept, contaminated = _decontaminated(kept, recipe.prompts, file=recipe.retain.prompts)
+    return Retain(kept, dropped, contaminated, loaded.problems)
 
 
-def read_answers(recipe: Recipe) -> GivenAnswers:
-    """The answers that pairs are made of, where they are given.
+def read_answers(recipe: Recipe, makers: Sequence[Maker] = ()) -> Given[Answer] | Given[Candidates]:
+    """The answers that `makers` make pairs of, where they are given: one of the policy a row, or several of models.
 
     Raises:
-        DataError: the file is not there, has no good row, or its rows do not fit the maker.
+        UserError: the file is not there, has no good row, its rows do not fit a maker, or a setting of `prompts` has no
+            meaning for given answers.
 
     """
-    source, maker = recipe.pairs.answers, recipe.pairs.maker
+    source = recipe.pairs.answers
     assert source is not None
     first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
     several = "completions" in first or "generations" in first
-    wanted = "several `completions` a row" if maker in {"on_policy", "off_policy"} else "a prompt and a `text` a row"
-    if several != (maker in {"on_policy", "off_policy"}):
-        raise DataError(f"the maker {maker} takes {wanted}, got the columns {', '.join(first) or 'none'}", file=source)
+    for maker in makers:
+        chooses = maker in {"on_policy", "off_policy"}
+        if several != chooses:
+            wanted = "several `completions` a row" if chooses else "a prompt and a `text` a row"
+            raise DataError(
+                f"the maker {maker} takes {wanted}, got the columns {', '.join(first) or 'none'}", file=source
+            )
+    share = recipe.prompts.heldout if recipe.prompts and isinstance(recipe.prompts.heldout, float) else None
     if several:
         found = read_candidates(source, strict=recipe.strict)
-        return GivenAnswers([], found.rows, found.problems)
+        return _sifted(recipe, found.rows, found.problems, share=share)
     read = read_text_answers(source, strict=recipe.strict)
-    return GivenAnswers(read.rows, [], read.problems)
+    return _sifted(recipe, read.rows, read.problems, share=share)
 
 
-def read_given(recipe: Recipe) -> Given:
-    """Pairs, or single labelled answers where the first row of `pairs.file` has a `completion`."""
-    rows, problems = _given_rows(recipe)
-    keys = split([Prompt(row.id, row.prompt) for row in rows], heldout=recipe.pairs.heldout, seed=recipe.seed)
-    held = {prompt.id for prompt in keys.heldout}
-    source = recipe.prompts.general if recipe.prompts else None
-    general = read_prompts(source, strict=recipe.strict) if source else None
-    return Given(
-        [row for row in rows if row.id not in held],
-        [row for row in rows if row.id in held],
-        keys.heldout,
-        general.rows if general else [],
-        [*problems, *(general.problems if general else [])],
-    )
+def read_given(recipe: Recipe) -> Given[Pair] | Given[Unpaired]:
+    """Pairs, or single labelled answers where the first row of `pairs.file` has a `completion`.
 
+    Raises:
+        UserError: the file is not there, has no good row, or a setting does not fit it.
 
-def _given_rows(recipe: Recipe) -> tuple[Sequence[Pair | Unpaired], list[DataError]]:
+    """
     source = recipe.pairs.file
     assert source is not None
     first = next((row for _, row in scan_rows(source) if isinstance(row, dict)), {})
-    reader = read_unpaired if "completion" in first else read_pairs
-    loaded = reader(source, strict=recipe.strict)
-    if recipe.train.objective == AUTO and loaded.rows and isinstance(loaded.rows[0], Unpaired):
+    if "completion" not in first:
+        pairs = read_pairs(source, strict=recipe.strict)
+        return _sifted(recipe, pairs.rows, pairs.problems, share=recipe.pairs.heldout)
+    labelled = read_unpaired(source, strict=recipe.strict)
+    _check_objective(recipe, source)
+    return _sifted(recipe, labelled.rows, labelled.problems, share=recipe.pairs.heldout)
+
+
+def _sifted(recipe: Recipe, rows: list[Row], problems: list[DataError], *, share: float | None) -> Given[Row]:
+    """What of the given rows is trained on and what is held out: by the recipe's `prompts` and the `share`.
+
+    Raises:
+        UserError: `prompts.unstyled` is set, whose answers would have to be sampled; or no row is left.
+
+    """
+    sources, heldout, general, dropped = recipe.prompts, None, [], []
+    if sources:
+        if sources.unstyled:
+            raise RecipeError(
+                "prompts.unstyled is for answers that are sampled, and here they are given (pairs.answers or pairs.file); "
+                "leave it out: --set prompts.unstyled=null"
+            )
+        rows = [_asked_with(sources.system, row) for row in rows]
+        if isinstance(sources.heldout, str):
+            loaded = read_prompts(sources.heldout, strict=recipe.strict, system=sources.system)
+            heldout, problems = loaded.rows, [*problems, *loaded.problems]
+        if sources.general:
+            loaded = read_prompts(sources.general, strict=recipe.strict)
+            general, problems = loaded.rows, [*problems, *loaded.problems]
+    train, held = [Prompt(row.id, row.prompt) for row in rows], []
+    if heldout is not None:
+        train, dropped = drop_overlap(train, heldout)
+    if share is not None:
+        train, held = split(train, heldout=share, seed=recipe.seed)
+    kept, contaminated = _decontaminated(train, sources, file=recipe.pairs.file or recipe.pairs.answers)
+    ids, held_ids = {prompt.id for prompt in kept[: sources.limit if sources else None]}, {prompt.id for prompt in held}
+    return Given(
+        [row for row in rows if row.id in ids],
+        [row for row in rows if row.id in held_ids],
+        distinct(held) if heldout is None else heldout,
+        general,
+        dropped,
+        contaminated,
+        problems,
+    )
+
+
+def _asked_with(system: str | None, row: Row) -> Row:
+    """The row, its prompt with the system message before it where it has none."""
+    if system is None or row.prompt[0].role == "system":
+        return row
+    return replace(row, prompt=(Message("system", system), *row.prompt))
+
+
+def _check_objective(recipe: Recipe, source: str) -> None:
+    """Raise a RecipeError where the objective needs pairs, and the source holds labelled answers."""
+    if recipe.train.objective == AUTO:
         raise RecipeError(f"objective auto needs pairs, and {source} holds single labelled answers; name an objective")
     only_pairs = [
         name for name in recipe.train.objective if name in DESCRIPTIONS and DESCRIPTIONS[name].needs == "pairs"
     ]
-    if only_pairs and loaded.rows and isinstance(loaded.rows[0], Unpaired):
+    if only_pairs:
         others = ", ".join(name for name, d in DESCRIPTIONS.items() if d.needs != "pairs")
         raise RecipeError(
             f"{', '.join(only_pairs)} needs pairs, and {source} holds single labelled answers; set train.objective to {others}"
         )
-    return loaded.rows, loaded.problems

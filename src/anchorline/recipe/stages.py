@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchorline.data import (
+    Candidates,
     answer_from_row,
     answer_to_row,
     candidates_to_row,
@@ -51,13 +52,14 @@ from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import Counts
 from anchorline.recipe.desk import settings_of
-from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints
+from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints, unverified_rules
 from anchorline.recipe.manifest import content_hash
 from anchorline.recipe.sampling import RESAMPLE, ask_policy
-from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
+from anchorline.recipe.sources import Given, Retain, Sources, read_answers, read_given, read_retained, read_sources
+from anchorline.style import Style
 from anchorline.train.config import AUTO
 from anchorline.train.processes import led
-from anchorline.types import Failure, Pair, Prompt, Unpaired
+from anchorline.types import Answer, Failure, Pair, Prompt, Unpaired
 
 SETS = "sets"
 """The folder of the makers' sets."""
@@ -89,13 +91,23 @@ class Stage(NamedTuple):
     """Files of the run folder that it reads in part; what it uses of them is in `settings`."""
 
 
-def _malformed(problems: list[DataError], stage: str = "prompts") -> list[Failure]:
-    def failure(problem: DataError) -> Failure:
+def _left_out(found: Sources | Given | Retain, stage: str) -> list[Failure]:
+    """What came from outside and is not trained on, and the rows that could not be used."""
+    why = "evaluation uses the prompt, so it is not trained on"
+
+    def malformed(problem: DataError) -> Failure:
         file, line, field = str(problem.file), problem.line, problem.field
         details = {"file": file, "line": line, "field": field}
         return Failure(f"{file}:{line}", stage, "malformed", str(problem), details)
 
-    return [failure(problem) for problem in problems]
+    return [
+        *(Failure(prompt.id, stage, "heldout", why) for prompt in found.dropped),
+        *(
+            Failure(overlap.prompt.id, stage, "contaminated", f"shares words with {file}: {overlap.ngram!r}")
+            for file, overlap in found.contaminated
+        ),
+        *map(malformed, found.problems),
+    ]
 
 
 def _prompts(run: RunContext) -> list[Failure]:
@@ -104,15 +116,7 @@ def _prompts(run: RunContext) -> list[Failure]:
     run.write("unstyled-prompts.jsonl", sources.unstyled, prompt_to_row)
     run.write("evals/prompts.jsonl", sources.heldout, prompt_to_row)
     run.write("evals/general-prompts.jsonl", sources.general, prompt_to_row)
-    why = "evaluation uses the prompt, so it is not trained on"
-    return [
-        *(Failure(p.id, "prompts", "heldout", why) for p in sources.dropped),
-        *(
-            Failure(found.prompt.id, "prompts", "contaminated", f"shares words with {file}: {found.ngram!r}")
-            for file, found in sources.contaminated
-        ),
-        *_malformed(sources.problems),
-    ]
+    return _left_out(sources, "prompts")
 
 
 def _prompts_settings(run: RunContext) -> dict[str, Any]:
@@ -173,11 +177,15 @@ def _answered(
 
 def _given_answers(run: RunContext) -> list[Failure]:
     given = read_answers(run.recipe)
-    run.write("answers.jsonl", given.answers, answer_to_row)
-    run.write(CANDIDATES, given.candidates, candidates_to_row)
-    for name in _HELDOUT:
-        run.write(name, [], prompt_to_row)
-    return _malformed(given.problems)
+    run.write("answers.jsonl", [row for row in given.train if isinstance(row, Answer)], answer_to_row)
+    run.write(CANDIDATES, [row for row in given.train if isinstance(row, Candidates)], candidates_to_row)
+    _write_measured(run, given)
+    return _left_out(given, "answers")
+
+
+def _write_measured(run: RunContext, given: Given) -> None:
+    run.write("evals/prompts.jsonl", given.prompts, prompt_to_row)
+    run.write("evals/general-prompts.jsonl", given.general, prompt_to_row)
 
 
 def _baseline(run: RunContext) -> list[Failure]:
@@ -201,7 +209,7 @@ def eval_sampling(recipe: Recipe) -> SampleSettings:
 
 def _pairs(run: RunContext, maker: Maker, target: str, stage: str) -> list[Failure]:
     run.release()
-    if not (maker == "clair" and run.recipe.pairs.reviser == "rules"):
+    if not unverified_rules(run.recipe, maker):
         made = make_set(run, maker, stage=stage, target=target)
         run.made[stage] = made.counts
         if not made.pairs:
@@ -241,9 +249,8 @@ def _given_pairs(run: RunContext) -> list[Failure]:
     given = read_given(run.recipe)
     run.write("pairs.jsonl", given.train, _row)
     run.write("evals/given-pairs.jsonl", [row for row in given.heldout if isinstance(row, Pair)], _row)
-    run.write("evals/prompts.jsonl", given.prompts, prompt_to_row)
-    run.write("evals/general-prompts.jsonl", given.general, prompt_to_row)
-    return _malformed(given.problems)
+    _write_measured(run, given)
+    return _left_out(given, "given")
 
 
 def _row(row: Pair | Unpaired) -> dict[str, Any]:
@@ -280,8 +287,7 @@ def _retain(run: RunContext) -> list[Failure]:
     found = read_retained(run.recipe, measured)
     settings = as_it_is(SampleSettings(max_new_tokens=asked.max_new_tokens, batch_size=asked.batch_size))
     run.answer(run.loaded(run.recipe.train.dtype), found.prompts, settings, RETAINED)
-    why = "evaluation uses the prompt, so it is not trained on"
-    return [*(Failure(p.id, "retain", "heldout", why) for p in found.dropped), *_malformed(found.problems, "retain")]
+    return _left_out(found, "retain")
 
 
 def _train(run: RunContext) -> list[Failure]:
@@ -322,7 +328,7 @@ def _evaluate(run: RunContext) -> list[Failure]:
     if before:
         heldout = run.prompts("evals/prompts.jsonl")
         after = run.answer(subject.policy, heldout, eval_sampling(recipe), "evals/after.jsonl")
-        if recipe.style:
+        if recipe.style and run.style.rules:  # a guideline in words has nothing to count
             write_json(run.path("evals/style.json"), style_table(run.style, before, after))
             write_jsonl(run.path("evals/answers.jsonl"), side_by_side(run.style, before, after))
     attend(subject, "packed")
@@ -361,7 +367,13 @@ def _model_settings(run: RunContext, *names: str) -> dict[str, Any]:
 
 def _style_settings(run: RunContext) -> dict[str, Any]:
     style = content_hash(Path(run.recipe.style)) if run.recipe.style else None
-    return {"style": style, "trust_code": run.recipe.trust_code}
+    return {"style": style, "trust_code": run.recipe.trust_code, **(code_of(run.style) if style else {})}
+
+
+def code_of(style: Style) -> dict[str, Any]:
+    """Hashes of the files whose functions are rules of the style; nothing where there are none."""
+    files = {rule.function: rule.file() for rule in style.rules if rule.kind == "python"}
+    return {"code": {name: content_hash(file) if file else None for name, file in files.items()}} if files else {}
 
 
 def _advise_settings(run: RunContext) -> dict[str, Any]:
@@ -397,10 +409,8 @@ def retains(recipe: Recipe) -> bool:
 def _retain_settings(run: RunContext) -> dict[str, Any]:
     asked = run.need(run.recipe.retain, "retain")
     used = _model_settings(run) | {"dtype": run.recipe.train.dtype, "strict": run.recipe.strict}
-    return used | {
-        "retain": asked.model_dump(include={"max_new_tokens", "batch_size"}),
-        "prompts": _source(asked.prompts),
-    }
+    settings = {"retain": asked.model_dump(include={"max_new_tokens", "batch_size"}), "prompts": _source(asked.prompts)}
+    return used | settings | _decontamination(run.recipe)
 
 
 def recipe_evaluates(recipe: Recipe) -> bool:
@@ -438,7 +448,7 @@ def _asked(settings: EndpointSettings) -> dict[str, Any]:
 
 def _pairs_settings(run: RunContext, maker: Maker) -> dict[str, Any]:
     pairs, names = run.recipe.pairs, needed_endpoints(run.recipe, maker)
-    if maker == "clair" and pairs.reviser == "rules":
+    if unverified_rules(run.recipe, maker):
         used = {"maker": maker, "reviser": "rules"}
     else:
         used = pairs.model_dump(exclude={"maker", "file", "answers", "heldout", "engine", "workers"}) | {"maker": maker}
@@ -448,7 +458,23 @@ def _pairs_settings(run: RunContext, maker: Maker) -> dict[str, Any]:
 
 
 def _answers_settings(run: RunContext) -> dict[str, Any]:
-    return {"strict": run.recipe.strict, "answers": _source(run.recipe.pairs.answers)}
+    return _sifting_settings(run) | {"answers": _source(run.recipe.pairs.answers)}
+
+
+def _sifting_settings(run: RunContext) -> dict[str, Any]:
+    """What decides which of the given rows are trained on, and what evaluation uses."""
+    used: dict[str, Any] = {"seed": run.recipe.seed, "strict": run.recipe.strict}
+    if sources := run.recipe.prompts:
+        used |= {name: _source(getattr(sources, name)) for name in ("heldout", "general")}
+        used |= sources.model_dump(include={"system", "limit"}) | _decontamination(run.recipe)
+    return used
+
+
+def _decontamination(recipe: Recipe) -> dict[str, Any]:
+    sources = recipe.prompts
+    if sources is None or not sources.decontaminate:
+        return {}
+    return {"decontaminated": list(map(_source, sources.decontaminate)), "words": sources.decontaminate_words}
 
 
 def _pair_stages(maker: Maker) -> tuple[Stage, Stage]:
@@ -475,14 +501,8 @@ def set_stage(maker: Maker) -> str:
 
 
 def _given_settings(run: RunContext) -> dict[str, Any]:
-    general = run.recipe.prompts.general if run.recipe.prompts else None
-    return {
-        "seed": run.recipe.seed,
-        "strict": run.recipe.strict,
-        "general": _source(general),
-        "pairs": _source(run.recipe.pairs.file),
-        "heldout": run.recipe.pairs.heldout,
-    }
+    pairs = run.recipe.pairs
+    return _sifting_settings(run) | {"pairs": _source(pairs.file), "share": pairs.heldout}
 
 
 _TRAINING = ("prompts.jsonl", "unstyled-prompts.jsonl")
@@ -490,7 +510,7 @@ _ANSWERS = ("answers.jsonl", "unstyled-answers.jsonl")
 _MADE_OF: dict[Maker, tuple[str, ...]] = {
     "clair": _ANSWERS,
     "stronger": ("answers.jsonl",),
-    "on_policy": ("answers.jsonl", MORE, CANDIDATES),
+    "on_policy": ("prompts.jsonl", "answers.jsonl", MORE, CANDIDATES),
     "off_policy": ("prompts.jsonl", CANDIDATES),
 }
 """What each maker's rows are read from."""

@@ -8,9 +8,11 @@ It runs with the user's rights, so a style that names one is refused unless the 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import reprlib
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import StringConstraints
@@ -44,17 +46,27 @@ class Python(BaseRule):
         except StyleError as error:
             raise StyleError(f"rule {self.name!r}: {error}") from error.__cause__
 
+    def file(self) -> Path | None:
+        """The file of the module that is named; None where it has none. Modules that it imports are not looked at."""
+        spec = importlib.util.find_spec(self.function.partition(":")[0])
+        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
     def _called(self, prompt: Messages, text: str) -> str:
         function = self.load()
         try:
             result = function(prompt, text)
         except Exception as error:
-            raise StyleError(f"rule {self.name!r}: {self.function} raised {type(error).__name__}: {error}") from error
-        if not isinstance(result, str):
+            what = f"raised {type(error).__name__}: {error}"
             raise StyleError(
-                f"rule {self.name!r}: {self.function} returned {type(result).__name__}; return the answer as str"
-            )
+                f"{self._at(prompt, text)} {what}; mend it, or let it return the answer as it is"
+            ) from error
+        if not isinstance(result, str):
+            raise StyleError(f"{self._at(prompt, text)} returned {type(result).__name__}; return the answer as str")
         return result
+
+    def _at(self, prompt: Messages, text: str) -> str:
+        asked = reprlib.repr(prompt[-1].content if prompt else "")
+        return f"rule {self.name!r}: on the prompt {asked} with the answer {reprlib.repr(text)}, {self.function}"
 
 
 @lru_cache(maxsize=64)
