@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from anchorline.data import read_json, read_jsonl
+from anchorline.llm.device import measuring_dtype, pick_device
 
 pytestmark = pytest.mark.e2e
 
@@ -127,7 +128,8 @@ def test_the_saved_model_loads_without_anchorline_and_answers_the_same(
 
     out, _ = finished
     tokenizer: Any = AutoTokenizer.from_pretrained(out / "model")
-    half = yaml.safe_load((out / "recipe.yaml").read_text())["eval"]["dtype"] == "bfloat16"
+    asked = yaml.safe_load((out / "recipe.yaml").read_text())["eval"]["dtype"]
+    half = pick_device(measuring_dtype(asked)).dtype == "bfloat16"
     dtype = torch.bfloat16 if half else torch.float32
     model: Any = AutoPeftModelForCausalLM.from_pretrained(out / "model", dtype=dtype).eval()
     answers = [row for _, row in read_jsonl(out / "evals" / "after.jsonl")]
