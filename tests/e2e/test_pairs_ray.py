@@ -339,7 +339,7 @@ def test_engine_ray_without_ray_says_what_to_install(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--set", "pairs.reviser=rules"], "asks no model"),
+        (["--set", "pairs.reviser=rules"], "quick work for this process"),
         (["--batch"], "leave out either --batch or --engine ray"),
     ],
 )
