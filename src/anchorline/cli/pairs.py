@@ -142,11 +142,8 @@ def pairs(
         raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
     given = settings(overrides, **named)
     if dry_run:
-        if batch:
-            raise typer.Exit(exit_code(_refuse_batch))
-        raise typer.Exit(
-            exit_code(lambda: _dry_run(source, given, out, maker, pilot, retry_failed=retry_failed, as_json=as_json))
-        )
+        how = {"retry_failed": retry_failed, "batch": batch}
+        raise typer.Exit(exit_code(lambda: _dry_run(source, given, out, maker, pilot, **how, as_json=as_json)))
     run_stage(
         source,
         given,
@@ -172,14 +169,6 @@ def _maker_and_source(words: list[str]) -> tuple[Maker | None, str]:
     return maker, words[1]
 
 
-def _refuse_batch() -> None:
-    from anchorline.errors import RecipeError
-
-    raise RecipeError(
-        "--dry-run asks its few rows at once, at the full price; leave out --batch, which halves the estimate"
-    )
-
-
 def _dry_run(
     source: str,
     given: list[str],
@@ -188,13 +177,14 @@ def _dry_run(
     rows: int,
     *,
     retry_failed: bool,
+    batch: bool,
     as_json: bool,
 ) -> None:
     from anchorline.recipe import Calls, try_out
 
     recipe, folder = recipe_and_folder(source, given, out, data_setting="pairs.answers")
     with progress() as shown:
-        calls = Calls(retry_failed=retry_failed)
+        calls = Calls(retry_failed=retry_failed, batch=batch)
         found = try_out(recipe, folder, maker=maker, rows=rows, calls=calls, progress=shown)
     if as_json:
         print(json.dumps(found))
@@ -220,8 +210,8 @@ def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: 
     from anchorline.data import failure_to_row, pair_to_row, read_answers, write_jsonl, write_rows
     from anchorline.errors import DataError, RecipeError
     from anchorline.pairs import clair_pairs, no_pair
+    from anchorline.recipe.stages import malformed
     from anchorline.style import load_style
-    from anchorline.types import Failure
 
     if style is None or out is None:
         raise RecipeError("a file of answers needs --style (a YAML file) and --out (where the pairs go)")
@@ -230,13 +220,7 @@ def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: 
     made = clair_pairs(answers, loaded, policy="")
     if not made.pairs:
         raise DataError(no_pair(made.failures), file=source)
-    failures = [
-        Failure(
-            f"{source}:{problem.line}", "pairs", "malformed", str(problem),
-            {"file": source, "line": problem.line, "field": problem.field},
-        )
-        for problem in problems
-    ] + made.failures  # fmt: skip
+    failures = [*(malformed(problem, "pairs") for problem in problems), *made.failures]
     beside = out.with_name("failures.jsonl")
     write_rows(out, [pair_to_row(pair) for pair in made.pairs])
     write_jsonl(beside, [failure_to_row(failure) for failure in failures])

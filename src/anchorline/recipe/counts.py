@@ -18,6 +18,8 @@ from anchorline.types import Failure, Pair
 
 SAMPLED = {"clair": ("sample",), "stronger": ("sample",), "on_policy": ("sample", "resample"), "off_policy": ()}
 """The stages that asked the policy for the answers that a maker takes."""
+SAMPLING = {stage for stages in SAMPLED.values() for stage in stages}
+"""All stages in which the policy answers training prompts."""
 
 
 @dataclass(slots=True)

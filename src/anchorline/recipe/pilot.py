@@ -34,9 +34,6 @@ from anchorline.recipe.desk import Desk, cache_file, open_desk, settings_of
 from anchorline.recipe.making import count_rows, needed_endpoints, per_row, rows_of
 from anchorline.types import Failure, Pair
 
-SAMPLING = {stage for stages in SAMPLED.values() for stage in stages}
-"""Stages in which the policy answers."""
-
 
 def pilot(run: RunContext, maker: str, rows: int, *, total: int | None = None) -> dict[str, Any]:
     """Make a random part of the rows, and say what all of them will come to, with 95 % intervals. No pairs are written.

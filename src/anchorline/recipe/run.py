@@ -34,7 +34,7 @@ from anchorline.progress import SILENT, Progress
 from anchorline.recipe.advising import check_advise
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import AS_USUAL, Calls, RunContext
-from anchorline.recipe.counts import SAMPLED, a_pair
+from anchorline.recipe.counts import SAMPLED, SAMPLING, a_pair
 from anchorline.recipe.desk import cache_file, check_endpoints, costs
 from anchorline.recipe.making import MORE, check_engine, check_style, check_templates, check_unstyled, needed_endpoints
 from anchorline.recipe.manifest import (
@@ -46,7 +46,7 @@ from anchorline.recipe.manifest import (
     stage_key,
     write_manifest,
 )
-from anchorline.recipe.pilot import SAMPLING, drawn, pilot
+from anchorline.recipe.pilot import drawn, pilot
 from anchorline.recipe.sources import read_answers, read_given, read_retained, read_sources
 from anchorline.recipe.stages import (
     SETS,
@@ -145,6 +145,10 @@ def try_out(
 
     What the pilot's models reply is kept for the run that follows; its pairs are not written.
     """
+    if calls.batch:
+        raise RecipeError(
+            "--dry-run asks its few rows at once, at the full price; leave out --batch, which halves the estimate"
+        )
     upto = set_stage(maker) if maker else "pairs"
     stages = wanted_stages(recipe, upto)
     check(RunContext(recipe, folder), stages)
@@ -244,7 +248,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     """
     names = {stage.name for stage in stages}
     makers = _checked_makers(context, names)
-    sampled = names & {"sample", "resample", "advise"}
+    sampled = names & {*SAMPLING, "advise"}
     if "advise" in names:
         check_advise(context.recipe)
     if sampled and context.recipe.llm.policy is not None:

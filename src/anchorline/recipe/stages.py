@@ -50,7 +50,7 @@ from anchorline.pairs.settings import MAKERS, Maker
 from anchorline.recipe.advising import ADVICE, ANSWERED, JUDGED, advise_set, decided
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
-from anchorline.recipe.counts import Counts
+from anchorline.recipe.counts import SAMPLING, Counts
 from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints, unverified_rules
 from anchorline.recipe.manifest import content_hash
@@ -91,22 +91,22 @@ class Stage(NamedTuple):
     """Files of the run folder that it reads in part; what it uses of them is in `settings`."""
 
 
+def malformed(problem: DataError, stage: str) -> Failure:
+    """A row that could not be read, as one that fell out."""
+    file, line, field = str(problem.file), problem.line, problem.field
+    return Failure(f"{file}:{line}", stage, "malformed", str(problem), {"file": file, "line": line, "field": field})
+
+
 def _left_out(found: Sources | Given | Retain, stage: str) -> list[Failure]:
     """What came from outside and is not trained on, and the rows that could not be used."""
     why = "evaluation uses the prompt, so it is not trained on"
-
-    def malformed(problem: DataError) -> Failure:
-        file, line, field = str(problem.file), problem.line, problem.field
-        details = {"file": file, "line": line, "field": field}
-        return Failure(f"{file}:{line}", stage, "malformed", str(problem), details)
-
     return [
         *(Failure(prompt.id, stage, "heldout", why) for prompt in found.dropped),
         *(
             Failure(overlap.prompt.id, stage, "contaminated", f"shares words with {file}: {overlap.ngram!r}")
             for file, overlap in found.contaminated
         ),
-        *map(malformed, found.problems),
+        *(malformed(problem, stage) for problem in found.problems),
     ]
 
 
@@ -630,7 +630,7 @@ STAGES: tuple[Stage, ...] = (
 
 def asks_models(stage: Stage, recipe: Recipe) -> bool:
     """Whether the stage asks endpoints, some of which may have failed."""
-    if stage.name in {"sample", "resample"}:
+    if stage.name in SAMPLING:
         return recipe.llm.policy is not None
     if stage.name == "advise":
         return recipe.llm.policy is not None or recipe.advise.judge == "llm"
