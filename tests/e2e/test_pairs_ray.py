@@ -212,6 +212,19 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, make: Make
     assert not holding(SECRET, place, session)
 
 
+def test_what_was_paid_without_a_price_gets_it_before_ray_works(
+    place: Path, make: Make, cluster: tuple[str, Path]
+) -> None:
+    address, _ = cluster
+    with serving(place) as settings:
+        unpriced = ["--set", "llm.reviser.prices=null", "--set", "llm.judge.prices=null"]
+        assert make(place, *settings, *unpriced, "--out", "late", "--dry-run", "--pilot", "5") == (0, "")
+        assert make(place, *settings, "--out", "late", "--engine", "ray", address=address) == (0, "")
+        assert make(place, *settings, "--out", "known") == (0, "")
+    late, known = (read_json(place / name / "manifest.json")["costs"] for name in ("late", "known"))
+    assert late["usd"] == pytest.approx(known["usd"]) and late["usd"] > 0
+
+
 def test_other_makers_by_models_that_are_asked_and_judged(
     tmp_path: Path, make: Make, cluster: tuple[str, Path]
 ) -> None:
