@@ -18,6 +18,7 @@ from anchorline.report.charts import (
     MAX_POINTS,
     RIGHT,
     TOP,
+    MARKS,
     Dot,
     Line,
     bucket_size,
@@ -145,3 +146,9 @@ def test_a_long_last_label_of_the_dot_chart_ends_inside_the_picture():
     svg = dot_chart([Dot(0.0146, 0.5, "s1", "a")], label="a")
     at = {text: float(x) for x, text in re.findall(r'<text class="x" x="([\d.]+)" y="\d+">([^<]+)<', svg)}
     assert at["0.015"] + 5 * 3.3 <= 360, "five characters, half a digit's width each side"
+
+
+def test_a_print_in_grey_keeps_the_series_of_the_dot_chart_apart():
+    svg = dot_chart([Dot(0.1, 0.5, colour, "a") for colour in MARKS], label="a")
+    drawn = [path.get("d", "").split("m", 1)[1] for path in parts(svg, "path", "point")]
+    assert len(set(drawn)) == 6

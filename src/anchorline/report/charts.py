@@ -165,8 +165,20 @@ def outlines(edges: Sequence[float], sets: Sequence[Outline], *, label: str) -> 
     return _svg(parts, label)
 
 
+MARKS = {
+    "s1": "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",  # round
+    "s2": "m-3.5 -3.5h7v7h-7z",  # square
+    "s3": "m0 -4.6l4.6 8h-9.2z",  # triangle
+    "s4": "m0 -5l5 5l-5 5l-5 -5z",  # diamond
+    "s5": "m0 4.6l4.6 -8h-9.2z",  # triangle on its point
+    "s6": "m-1.5 -4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",  # cross
+}
+"""The shape of each colour class, drawn around the point: a page printed in grey keeps its series apart. The style sheet
+gives the keys the same shapes."""
+
+
 class Dot(NamedTuple):
-    """A point: where it lies (x, and a share y), its colour class, and what stands there."""
+    """A point: where it lies (x, and a share y), its colour class of `MARKS`, and what stands there."""
 
     x: float
     y: float
@@ -183,8 +195,9 @@ def dot_chart(dots: Sequence[Dot], *, label: str) -> Markup:
     x_scale, y_scale = _Scale(0.0, x_ticks[-1], LEFT, RIGHT), _Scale(0.0, 1.0, BOTTOM, TOP)
     parts = [*_y_axis([0.0, 0.25, 0.5, 0.75, 1.0], y_scale, percent=True), *_x_axis(x_ticks, x_scale)]
     for dot in drawn:
-        shape = Markup('<circle class="point {}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>')
-        parts.append(str(shape.format(dot.colour, x_scale(dot.x), y_scale(dot.y), visible(dot.title))))
+        at = f"M{x_scale(dot.x):.1f} {y_scale(dot.y):.1f}{MARKS[dot.colour]}"
+        shape = Markup('<path class="point {}" d="{}"><title>{}</title></path>')
+        parts.append(str(shape.format(dot.colour, at, visible(dot.title))))
     return _svg(parts, label)
 
 
