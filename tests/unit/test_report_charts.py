@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from anchorline.report.charts import (
     BOTTOM,
     LEFT,
+    MARKS,
     MAX_POINTS,
     RIGHT,
     TOP,
-    MARKS,
     Dot,
     Line,
     bucket_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from typer.testing import CliRunner
 from anchorline.cli.main import app
 from anchorline.data import pair_to_row
 from anchorline.train.attention import PACKED
+from anchorline.train.config import RetainSettings
 from anchorline.train.footprint import line, measure_row
 from anchorline.train.layout import pack
 from anchorline.train.plan import packing, plan, token_table
+from anchorline.train.retain import Retained
 from anchorline.train.run import train
 from anchorline.train.tokenise import tokenise
+from anchorline.types import Answer, Message
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +130,29 @@ def test_memory_and_time_are_sums_of_their_parts(model):
     assert found["parameters"]["trained"] < found["parameters"]["all"]
     longer = [plan(ROWS, model, settings(tokens_per_row=size))["packing"]["longest_row"] for size in (1, 45, 100)]
     assert all(a < b for a, b in pairwise(longer))
+
+
+def test_answers_that_are_to_stay_are_counted_as_training_takes_them(model, tmp_path, monkeypatch):
+    asked = RetainSettings(prompts="-", per_step=2, max_new_tokens=9)
+    answers = [Answer(f"k{i}", (Message("user", "w1"),), words(5), "stop") for i in range(3)]
+    chosen = settings(pairs_per_step=4, tokens_per_row=1, epochs=1)
+    without, found = plan(ROWS, model, chosen), plan(ROWS, model, chosen, retain=Retained(answers, asked))
+    seen = []
+
+    def watched(row, *, share):
+        seen.append(row)
+        return pack(row, share=share)
+
+    monkeypatch.setattr("anchorline.train.forward.pack", watched)
+    train(ROWS, model, chosen, tmp_path, retain=Retained(answers, asked))
+    rows = [row for row in seen if row[0].id.startswith("k")]
+    taken = rows[-4:]  # after the reference's: two steps with two answers each
+    assert (found["retain"]["answers"], found["retain"]["per_step"], found["retain"]["rows"]) == (3, 2, len(taken))
+    assert found["retain"]["tokens"] == sum(pack(row, share=True).tokens.shape[1] for row in taken)
+    assert found["packing"] == without["packing"] and found["retain"]["not_drawn"] == 0
+    to_come = [answer if answer.id == "k0" else replace(answer, text="") for answer in answers]
+    longest = plan(ROWS, model, chosen, retain=Retained(to_come, asked))["retain"]
+    assert longest["not_drawn"] == 2 and longest["own_tokens"] == found["retain"]["own_tokens"] + 2 * (9 - 6)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

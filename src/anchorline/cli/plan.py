@@ -33,7 +33,9 @@ def show_plan(source: str, overrides: Sequence[str], out: Path | None, *, as_jso
         from anchorline.train.plan import plan
 
         with progress() as shown:
-            found = plan(rows, recipe.model, recipe.train, seed=recipe.seed, progress=shown)
+            found = plan(
+                rows, recipe.model, recipe.train, retain=_retained(recipe, folder), seed=recipe.seed, progress=shown
+            )
         print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines(found)))
 
     raise typer.Exit(exit_code(call))
@@ -54,6 +56,24 @@ def _rows(recipe: Recipe, folder: Path, source: str) -> Any:
     return read_pairs(file).rows
 
 
+def _retained(recipe: Recipe, folder: Path) -> Any:
+    """The answers that are to stay; where the run has not drawn them yet, their prompts with answers that have no text."""
+    if recipe.retain is None or not recipe.retain.weight:
+        return None
+    from anchorline.data import read_prompts
+    from anchorline.data.formats import answer_from_row
+    from anchorline.data.jsonl import read_jsonl
+    from anchorline.recipe.stages import RETAINED
+    from anchorline.train.retain import Retained
+    from anchorline.types import Answer
+
+    drawn = folder / RETAINED
+    if drawn.is_file():
+        return Retained([answer_from_row(row) for _, row in read_jsonl(drawn)], recipe.retain)
+    prompts = read_prompts(recipe.retain.prompts, strict=recipe.strict).rows
+    return Retained([Answer(prompt.id, prompt.messages, "", "stop") for prompt in prompts], recipe.retain)
+
+
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The plan as text."""
     packed, over, rest = found["packing"], found["overlong"], found["unfit"]
@@ -69,6 +89,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append(f"over {over['limit']:,} tokens (train.max_tokens): {over['rows']} rows: {fate}; {ids}")
     if rest:
         said.append(f"left out: {len(rest)} rows; the first: {rest[0]['id']}: {rest[0]['reason']}")
+    kept = found.get("retain")
+    if kept:
+        most = f" (of {kept['not_drawn']:,} not drawn yet the longest they may be)" if kept["not_drawn"] else ""
+        said.append(
+            f"retain: {kept['answers']:,} answers, {kept['per_step']:,} a step: {kept['rows']:,} rows more an epoch, "
+            f"{kept['tokens']:,} tokens{most}"
+        )
     said += [
         f"an epoch: {packed['rows']:,} rows of about {packed['pairs_per_row']:g} pairs, {packed['tokens']:,} tokens; with each "
         f"answer apart {packed['tokens_apart']:,} ({packed['saved']:.0%} saved), padded {packed['tokens_padded']:,}",

@@ -23,13 +23,14 @@ from anchorline.llm.models import Loaded, end_of_turn, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.measure.summary import quantile
 from anchorline.progress import SILENT, Progress
-from anchorline.train.batches import Share, StepSampler
+from anchorline.train.batches import Beside, Share, StepSampler
 from anchorline.train.config import TrainSettings
 from anchorline.train.footprint import Footprint, line, measure_row
 from anchorline.train.head import CHUNK
 from anchorline.train.layout import pack
+from anchorline.train.retain import Retained, tokenise_retained
 from anchorline.train.run import load_policy, with_adapter
-from anchorline.train.tokenise import Example, Template, needs_mismatched, tokenise, with_mismatched
+from anchorline.train.tokenise import Example, Template, encode, needs_mismatched, tokenise, with_mismatched
 from anchorline.types import Pair, Unpaired
 
 SHORT, LONG = 400, 1600
@@ -49,10 +50,14 @@ def plan(
     model: str,
     settings: TrainSettings,
     *,
+    retain: Retained | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Look at a training of `model` on the rows; JSON-ready. It takes seconds and writes nothing.
+
+    `retain`: the answers that are to stay, as `train` takes them. An answer without text, which is not drawn yet, counts as
+    if it were as long as it may be.
 
     Raises:
         ModelError: the model cannot be trained.
@@ -76,7 +81,10 @@ def plan(
         )
     if needs_mismatched(examples, settings.objective):
         examples = with_mismatched(examples)
-    found["packing"] = packing(examples, settings, seed=seed, share=loaded.device.dtype != "bfloat16")
+    share = loaded.device.dtype != "bfloat16"
+    found["packing"] = packing(examples, settings, seed=seed, share=share)
+    if retain:
+        found["retain"] = retaining(retain, template, settings, seed=seed, pairs=len(examples), share=share)
     found["steps"] = math.ceil(math.ceil(len(examples) / settings.pairs_per_step) * settings.epochs)
     with quiet(), progress.task("measure two rows", total=2, unit="rows") as advance:
         policy = with_adapter(loaded, settings, model)
@@ -85,11 +93,41 @@ def plan(
             "all": sum(p.numel() for p in policy.parameters()),
         }
         measured = measure(policy, loaded, examples, settings, advance)
-    found["memory"] = memory(
-        policy, measured, found["packing"]["longest_row"], settings, base=base, dtype=torch_dtype(loaded.device)
-    )
+    longest = max(found[part]["longest_row"] for part in ("packing", "retain") if part in found)
+    found["memory"] = memory(policy, measured, longest, settings, base=base, dtype=torch_dtype(loaded.device))
     found["time"] = time_of(measured, examples, found, settings, dtype=loaded.device.dtype)
     return found
+
+
+def retaining(
+    retain: Retained, template: Template, settings: TrainSettings, *, seed: int, pairs: int, share: bool
+) -> dict[str, Any]:
+    """The answers that are to stay: how many, and the rows and tokens that they add to an epoch.
+
+    Of an answer that is not drawn yet the prompt is counted, and as many tokens as it may have.
+    """
+    drawn = [answer for answer in retain.answers if answer.text]
+    kept = tokenise_retained(drawn, template, max_tokens=settings.max_tokens).examples
+    most = (next(iter(template.ends)),) * retain.settings.max_new_tokens
+    for answer in retain.answers:
+        if not answer.text:
+            example = Example(answer.id, encode(answer.prompt, "a", template)[0], (most,), (None,))
+            kept += [example] if example.longest <= settings.max_tokens else []
+    sizes = [example.tokens for example in kept]
+    beside = Beside(sizes, retain.settings.per_step)
+    share_of_steps = Share(settings.pairs_per_step, settings.tokens_per_row, processes=1)
+    steps = StepSampler([0] * pairs, share_of_steps, process=0, seed=seed, beside=beside)
+    rows = [[kept[i - pairs] for i in row] for step in steps for row in step if row and row[0] >= pairs]
+    lengths = [row_tokens(row, settings, share=share) for row in rows]
+    return {
+        "answers": len(kept),
+        "not_drawn": len(retain.answers) - len(drawn),
+        "per_step": beside.count,
+        "own_tokens": sum(sizes),
+        "rows": len(rows),
+        "tokens": sum(lengths),
+        "longest_row": max(lengths, default=0),
+    }
 
 
 def without_overlong(
@@ -135,16 +173,22 @@ def epoch_rows(examples: Sequence[Example], settings: TrainSettings, *, seed: in
     return [[examples[i] for i in row] for rows in steps for row in rows]
 
 
+def row_tokens(row: Sequence[Example], settings: TrainSettings, *, share: bool) -> int:
+    """Tokens that a row takes: packed, or one padded line for each answer."""
+    return pack(row, share=share).tokens.shape[1] if settings.forward == "packed" else _padded(row)
+
+
+def _padded(row: Sequence[Example]) -> int:
+    return max(e.longest for e in row) * sum(len(e.responses) for e in row)
+
+
 def packing(examples: Sequence[Example], settings: TrainSettings, *, seed: int, share: bool) -> dict[str, Any]:
     """Rows of an epoch, their tokens, and what stands once instead of several times; `share` as in `layout.pack`."""
     rows = epoch_rows(examples, settings, seed=seed)
     apart = [len(e.prompt) + len(r) for e in examples for r in e.responses]
-    padded = sum(max(e.longest for e in row) * sum(len(e.responses) for e in row) for row in rows)
-    lengths = [pack(row, share=share).tokens.shape[1] for row in rows] if settings.forward == "packed" else []
-    taken = sum(lengths) if lengths else padded
-    longest = (
-        max(lengths) if lengths else max(max(e.longest for e in r) * sum(len(e.responses) for e in r) for r in rows)
-    )
+    padded = sum(_padded(row) for row in rows)
+    lengths = [row_tokens(row, settings, share=share) for row in rows]
+    taken, longest = sum(lengths), max(lengths)
     return {
         "rows": len(rows),
         "pairs_per_row": round(len(examples) / len(rows), 1),
@@ -246,9 +290,11 @@ def time_of(
     per_row, per_token = line([(m.tokens, m.seconds) for m in measured])
     forward_row, forward_token = line([(m.tokens, m.forward_seconds) for m in measured])
     more = 4 / 3 if settings.gradient_checkpointing else 1.0
-    training = epochs * (packed["rows"] * per_row + packed["tokens"] * per_token) * more
+    kept = found.get("retain", {"rows": 0, "tokens": 0, "own_tokens": 0})
+    rows, tokens = packed["rows"] + kept["rows"], packed["tokens"] + kept["tokens"]
+    training = epochs * (rows * per_row + tokens * per_token) * more
     training += found["steps"] * measured[-1].optimizer_seconds
-    reference = packed["rows"] * forward_row + packed["tokens"] * forward_token
+    reference = packed["rows"] * forward_row + (packed["tokens"] + kept["own_tokens"]) * forward_token
     seconds = training + reference
     return {
         "seconds": round(seconds, 3),
@@ -257,7 +303,7 @@ def time_of(
         "reference": round(reference, 3),
         "training": round(training, 3),
         "pairs_per_second": round(len(examples) * epochs / training, 3),
-        "tokens_per_second": round(packed["tokens"] * epochs / training, 1),
+        "tokens_per_second": round(tokens * epochs / training, 1),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
