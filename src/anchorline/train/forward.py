@@ -7,7 +7,7 @@ tensor([-61.2, -80.4], grad_fn=...)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from anchorline.errors import ModelError
 from anchorline.train.attention import PACKED
 from anchorline.train.layout import Row, pack
 from anchorline.train.output import OutputHead, output_head
+from anchorline.train.steady import steady_rows
 from anchorline.train.tokenise import Example
 
 
@@ -143,14 +144,16 @@ def _through_head(model: Any, row: Row, instead: Callable[[Tensor, OutputHead], 
         return made[0][None]
 
     head.module.forward = stand_in
+    steady = steady_rows(model) if rounds_to_half(model) else nullcontext()
     try:
-        out = model(
-            input_ids=row.tokens,
-            position_ids=row.positions,
-            packed_layout=row.layout,
-            logits_to_keep=row.predicts,
-            use_cache=False,
-        )
+        with steady:
+            out = model(
+                input_ids=row.tokens,
+                position_ids=row.positions,
+                packed_layout=row.layout,
+                logits_to_keep=row.predicts,
+                use_cache=False,
+            )
     finally:
         del head.module.forward
     if not head.changed_after:

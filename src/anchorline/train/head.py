@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anchorline.train.steady import TILE, sways, tiled
+
 CHUNK_BYTES = 100_000_000
-"""The products of so many tokens exist at one time as make this many bytes: 1,017 in bfloat16 at 49,152 words."""
+"""The products of so many tokens exist at one time as make this many bytes: 768 in bfloat16 at 49,152 words."""
 CHUNK = 64
 """And so many tokens at least."""
 BLOCK_BYTES = 3_000_000
@@ -50,8 +52,9 @@ class _TokenLogps(torch.autograd.Function):
         rows = [torch.empty_like(x_RD) for x_RD in states] if ahead else []
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
         room = _Room.of(len(targets_R), matrices[0])
+        multiply = tiled if sways(matrices[0], matrices[0].dtype) else _whole
         for chunk in _pieces(len(targets_R), len(room.products)):
-            products_CV = torch.mm(states[0][chunk], matrices[0].T, out=room.products[: chunk.stop - chunk.start])
+            products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
             for inner, block in _pieces_within(chunk, len(room.scores)):
                 y_B1 = targets_R[block, None]
                 scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
@@ -119,11 +122,16 @@ class _Room(NamedTuple):
     @classmethod
     def of(cls, tokens: int, matrix_VD: Tensor) -> _Room:
         words, wide = len(matrix_VD), _wide(matrix_VD.dtype)
-        chunk = max(min(tokens, max(CHUNK_BYTES // (words * matrix_VD.itemsize), CHUNK)), 1)
+        most = max(CHUNK_BYTES // (words * matrix_VD.itemsize), CHUNK)
+        chunk = max(min(tokens, most // TILE * TILE or most), 1)
         # a GPU is faster with few large steps
         block = chunk if matrix_VD.device.type != "cpu" else min(chunk, max(BLOCK_BYTES // (words * wide.itemsize), 1))
         scores, probs = matrix_VD.new_empty((2, block, words), dtype=wide)
         return cls(matrix_VD.new_empty((chunk, words)), scores, probs)
+
+
+def _whole(x_CD: Tensor, matrix_VD: Tensor, *, out: Tensor) -> Tensor:
+    return torch.mm(x_CD, matrix_VD.T, out=out)
 
 
 def _pieces(stop: int, size: int, start: int = 0) -> Iterator[slice]:
