@@ -68,9 +68,7 @@ def failed_gates(
 def _over_edited(original: str, revision: str, settings: GateSettings) -> Fault | None:
     share = normalised_distance(original, revision)
     changed = share * max(len(original), len(revision))
-    if changed <= _SLACK_CHARACTERS:
-        return None
-    if share <= settings.max_change:
+    if share <= settings.max_change or changed <= _SLACK_CHARACTERS:
         return _unrelated(original, revision) if settings.max_change < 1 else None
     reason = (
         f"{share:.0%} of the answer is changed, at most {settings.max_change:.0%} may be; keep more of it word for word"
