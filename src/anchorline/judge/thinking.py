@@ -13,7 +13,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-TAG = re.compile(r"<(?P<close>/?)think(?:ing)?>|\[(?P<closed>/?)THINK\]", re.IGNORECASE)
+TAG = re.compile(
+    r"[<◁](?P<close>/?)(?:\w{1,12}:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratch_?pad|analysis)[>▷]"
+    r"|\[(?P<closed>/?)THINK\]|<\|(?:begin|(?P<over>end))_of_thought\|>"
+    r"|<\|channel\|>(?:analysis|commentary)[^<\n]{0,80}<\|message\|>"
+    r"|(?P<final>(?:<\|end\|>\s{0,4})?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>)",
+    re.IGNORECASE,
+)
 """An opening or closing tag."""
 
 
@@ -31,7 +37,7 @@ def without_thinking(text: str) -> Spoken:
     position, inside = 0, False
     for tag in TAG.finditer(text):
         piece = text[position : tag.start()]
-        closes = bool(tag["close"] or tag["closed"])
+        closes = bool(tag["close"] or tag["closed"] or tag["over"] or tag["final"])
         if inside:
             thought.append(piece)
         elif closes:
