@@ -31,7 +31,8 @@ _CANNOT = re.compile(
     r"nicht|keine|ablehn\w*|unmöglich|niet|ne (?:peux|puis|pouvons|suis)|impossible|refuser|"
     r"no (?:puedo|podemos|es posible|me es)|imposible|não (?:posso|consigo|podemos)|non (?:posso|possiamo|è possibile)|"
     r"не (?:могу|можем|могла|мог)|невозможно|nie (?:mogę|możemy))\b"
-    r"|できません|できない|できかね|致しかね|いたしかね|无法|無法|不能|不可以|拒绝|拒絕|없습니다|없어요|لا أستطيع|لا يمكنني|नहीं कर"
+    r"|できません|できない|できかね|致しかね|いたしかね|无法|無法|不能|不可以|拒绝|拒絕"
+    r"|없습니다|없어요|لا أستطيع|لا يمكنني|नहीं कर"
 )
 _EXCUSE = 240
 """A bare excuse is no longer."""
