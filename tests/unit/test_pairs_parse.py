@@ -444,3 +444,12 @@ def test_a_frame_that_stays_in_the_text_is_not_learnt() -> None:
     assert parse(f"x\n{OPEN}\n{TEXT}\n<<<END OF REVISED ANWSER>>>").status == "marker_inside"
     assert parse(f"x\n<revised_answer>{TEXT}</revised_answer>").status == "marker_inside"
     assert parse('{"revision": ["a", "b"]}').status == "bad_json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["We cannot deliver abroad.", "Dogs are not allowed inside.", "Das ist keine Primzahl.", "Nein, das geht nicht.",
+     "Use <reasoning>x</reasoning> in the file.", "Close it with </analysis> at the end."],
+)  # fmt: skip
+def test_an_answer_may_say_no_and_may_write_about_tags(text: str) -> None:
+    assert parse(framed(text), original="Sure!", asked="May I?") == Parsed("clean", text, "It lacks the days.")

@@ -24,15 +24,18 @@ _REFUSES = re.compile(
 _REFUSES_EARLY = 300
 """A refusal says so at once; further down, the words stand in a story or in a list."""
 
+_UNABLE = (
+    r"(?:can't|cannot|can not|couldn't|could not|won't|will not|unable|not able|not comfortable|uncomfortable|not willing|"
+    r"unwilling|rather not|declin\w*|refus\w*|not allowed|not permitted|don't feel|do not feel)"
+)
 _CANNOT = re.compile(
-    r"\b(?:can't|cannot|can not|couldn't|could not|won't|will not|unable|not able|not comfortable|uncomfortable|not willing|"
-    r"unwilling|not possible|rather not|declin\w*|refus\w*|guidelines|polic(?:y|ies)|not allowed|not permitted|"
-    r"don't feel|do not feel|"
-    r"nicht|keine|ablehn\w*|unmöglich|niet|ne (?:peux|puis|pouvons|suis)|impossible|refuser|"
-    r"no (?:puedo|podemos|es posible|me es)|imposible|não (?:posso|consigo|podemos)|non (?:posso|possiamo|è possibile)|"
-    r"не (?:могу|можем|могла|мог)|невозможно|nie (?:mogę|możemy))\b"
-    r"|できません|できない|できかね|致しかね|いたしかね|无法|無法|不能|不可以|拒绝|拒絕"
-    r"|없습니다|없어요|لا أستطيع|لا يمكنني|नहीं कर"
+    rf"\bi(?:'m|'d| am)?\b[^.!?\n]{{0,60}}?\b{_UNABLE}\b|\A\W{{0,4}}(?:sorry|unfortunately)?\W{{0,2}}{_UNABLE}\b"
+    r"|\b(?:my|the|our|content|safety|usage) (?:guidelines|policies)\b"
+    r"|\bich\b[^.!?\n]{0,60}?\b(?:nicht|keine|ab)\b|\b(?:ist mir|mir ist)\b[^.!?\n]{0,30}?\bnicht möglich\b"
+    r"|\bik\b[^.!?\n]{0,60}?\b(?:niet|geen)\b|\bne (?:peux|puis|pouvons|suis)\b|\bm'est impossible\b|\bje refuse\b"
+    r"|\bno (?:puedo|podemos|me es)\b|\bme es imposible\b|\bnão (?:posso|consigo|podemos)\b|\bnon (?:posso|possiamo)\b"
+    r"|\bне (?:могу|можем|могла|мог)\b|\bnie (?:mogę|możemy)\b"
+    r"|できません|できかね|致しかね|いたしかね|无法|無法|我不能|拒绝|拒絕|수 없습니다|수 없어요|لا أستطيع|لا يمكنني"
 )
 _EXCUSE = 240
 """A bare excuse is no longer."""
