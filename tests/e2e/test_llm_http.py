@@ -29,7 +29,7 @@ from anchorline.llm.build import build
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Answer, FakeServer
-from anchorline.llm.openai_http import OpenAIEndpoint
+from anchorline.llm.openai_http import OpenAIEndpoint, reply_of
 from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
 from anchorline.llm.types import Reply, Request
 from anchorline.types import Message
@@ -153,6 +153,29 @@ def test_a_filtered_reply_is_marked() -> None:
     for text in (None, "half an answer"):
         choice = {"message": {"content": text}, "finish_reason": "content_filter"}
         assert against(Saying(200, {"choices": [choice]}), use) == Reply(text or "", "filter")
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        *(
+            (reason, "stop")
+            for reason in ("STOP", "COMPLETE", "eos", "eos_token", "end_turn", "stop_sequence", "", None)
+        ),
+        *((reason, "length") for reason in ("model_length", "MAX_TOKENS", "max_output_tokens", "token_limit")),
+        ("CONTENT_FILTER", "filter"),
+    ],
+)
+def test_every_server_has_its_own_words_for_the_end_of_a_reply(reason: str | None, finish: str) -> None:
+    choice = {"message": {"content": "an answer"}, "finish_reason": reason}
+    assert reply_of({"choices": [choice]}).finish == finish
+
+
+@pytest.mark.parametrize("reason", ["error", "tool_calls", "abort", 3, ["stop"]])
+def test_a_reply_that_ended_in_no_known_way_is_no_answer(reason: Any) -> None:
+    choice = {"message": {"content": "half an ans"}, "finish_reason": reason}
+    found = fails(Saying(200, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}))
+    assert isinstance(found, BadReply) and found.used == (3, 5) and f"finish_reason is {str(reason)!r}" in str(found)
 
 
 def test_half_a_surrogate_pair_in_a_reply_is_replaced() -> None:

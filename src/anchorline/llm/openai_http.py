@@ -47,8 +47,13 @@ NO_KEY = "none"
 FAILURES = 3
 LEFT_OUT = 15.0
 LONGEST_OUT = 300.0
-FINISH: dict[str | None, Finish] = {"length": "length", "content_filter": "filter"}
-"""What the endpoint calls it, where it is no plain stop."""
+ENDS: dict[Finish, tuple[str, ...]] = {
+    "stop": ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", ""),
+    "length": ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit"),
+    "filter": ("content_filter",),
+}
+"""What endpoints call the end of a reply, in any case of letters. Some servers name none for a whole reply."""
+FINISH: dict[str, Finish] = {name: finish for finish, names in ENDS.items() for name in names}
 SHOWN = 300
 
 
@@ -227,29 +232,28 @@ def reply_of(completion: Any) -> Reply:
     """The reply in a chat completion.
 
     Raises:
-        BadReply: it has no choice or no text; with what it used up, where it says so.
+        BadReply: it has no choice or no text, or ended in another way than by a stop, the token limit or a filter; with what
+            it used up, where it says so.
 
     """
     try:
         choice = completion["choices"][0]
-        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        text, reason = choice["message"].get("content"), choice.get("finish_reason")
     except (TypeError, LookupError, AttributeError):
         raise BadReply("it has no choices") from None
     usage = completion.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     prompt, said = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    if text is None and isinstance(finish, str) and finish in FINISH:
+    used = None if said is None else (prompt or 0, said)
+    finish = FINISH.get(str("" if reason is None else reason).lower())
+    if text is None and finish in {"length", "filter"}:
         text = ""  # withheld, or cut while the model was still thinking
     if not isinstance(text, str):
-        raise BadReply("its message has no text", used=None if said is None else (prompt or 0, said))
+        raise BadReply("its message has no text", used=used)
+    if finish is None:  # an error on the server's side, a tool that it wants to call: half an answer, for all one knows
+        raise BadReply(f"finish_reason is {str(reason)[:40]!r}: no stop, nor a cut by a limit or a filter", used=used)
     model = completion.get("model")
-    return Reply(
-        readable_text(text),
-        FINISH.get(finish if isinstance(finish, str) else None, "stop"),
-        prompt,
-        said,
-        model if isinstance(model, str) else "",
-    )
+    return Reply(readable_text(text), finish, prompt, said, model if isinstance(model, str) else "")
 
 
 def error_of_status(
