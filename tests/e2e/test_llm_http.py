@@ -30,6 +30,7 @@ from anchorline.llm.cache import RequestCache
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Answer, FakeServer
 from anchorline.llm.openai_http import OpenAIEndpoint, reply_of
+from anchorline.llm.pool import Pool
 from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
 from anchorline.llm.types import Reply, Request
 from anchorline.types import Message
@@ -197,7 +198,7 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced() -> None:
         (408, "", EndpointTimeout, None),
         (409, "", ServerError, None),
         (500, "", ServerError, None),
-        (503, "", ServerError, None),
+        (503, "", Throttled, None),
         (503, "retry-after: 4\r\n", Throttled, 4.0),
         (504, "", EndpointTimeout, None),
         (429, "retry-after: 7\r\n", Throttled, 7.0),
@@ -313,6 +314,24 @@ def test_a_throttled_server_does_not_hold_the_others_back() -> None:
             async with build(settings_for(busy, idle), environ={}) as endpoint:
                 await asyncio.wait_for(asyncio.gather(*(endpoint.complete(ask(i)) for i in range(40))), 30)
             assert sum(idle.answered.values()) == 40
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_no_row_is_lost_to_a_server_that_turns_away_what_it_has_no_room_for(status: int) -> None:
+    """Cap 2, no Retry-After: the pool shrinks to what the server takes."""
+
+    class Busy(FakeServer):
+        async def _chat(self, content: bytes) -> Answer:
+            answer = await super()._chat(content)
+            return answer._replace(status=status, headers="") if answer.status == 429 else answer
+
+    async def main() -> None:
+        async with Busy(most=2, latency=0.02) as server, OpenAIEndpoint(settings_for(server), environ={}) as endpoint:
+            pool = Pool(endpoint, settings_for(server), backoff=0.05)
+            results = await asyncio.gather(*(pool.complete(ask(i)) for i in range(60)), return_exceptions=True)
+            assert {type(r) for r in results} == {Reply} and pool.slots.limit < 8
 
     asyncio.run(main())
 

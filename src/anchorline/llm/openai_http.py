@@ -266,7 +266,7 @@ def error_of_status(
             "check it there, or name another in api_key_env"
         )
     text = f"{url}: {message}"
-    if status == 429 or (status == 503 and retry_after is not None):
+    if status in {429, 503}:  # many servers say 503 where they have no room for one more request
         return Throttled(text, retry_after=retry_after)
     if status in {408, 504}:
         return EndpointTimeout(text)
