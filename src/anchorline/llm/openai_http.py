@@ -195,7 +195,7 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
     """The API key for a URL, or "" where none is set and none is needed.
 
     Raises:
-        UserError: OpenAI's own endpoint needs a key and there is none.
+        UserError: a key is needed and there is none, or it holds what no HTTP header can.
 
     """
     if settings.api_key_env == OPENAI_KEY and url.startswith("http://"):
@@ -205,6 +205,11 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
         raise UserError(
             f"the environment variable {settings.api_key_env} is not set; {url} needs an API key in it for the model "
             f"{settings.model}"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the environment variable {settings.api_key_env} holds what is no API key: a line break, or a character that is "
+            "not plain ASCII (curly quotation marks, say); put the bare key in it"
         )
     return key
 
