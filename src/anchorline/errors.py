@@ -7,7 +7,7 @@
     │   │   └── RuleConflict   two rules that no answer can keep together
     │   ├── DataError          a data file or a row in it: file, line, field
     │   ├── ModelError         a model that is missing, unknown, or of a kind that the engine refuses
-    │   ├── KeyRefused         an endpoint that does not take the API key (401, 403); it ends the run
+    │   ├── KeyRefused         an endpoint that does not take the API key (401, or 403 before any answer)
     │   └── RunFolderError     a run folder that cannot be written, or that is in use
     ├── EndpointError          one request that an endpoint did not answer; `kind` is a short word for counting
     │   ├── Throttled          "throttled": 429 or 503; `retry_after` in seconds, if it named a time

@@ -294,6 +294,57 @@ def test_a_wrong_key_ends_the_run_after_the_calls_in_flight() -> None:
     asyncio.run(main())
 
 
+class Moderating(FakeServer):
+    """A server that refuses some questions with 403, at once, while its answers take a while."""
+
+    def __init__(self, *refused: int) -> None:
+        super().__init__(latency=0.05)
+        self._refused = {f"question {i}" for i in refused}
+
+    async def _chat(self, content: bytes) -> Answer:
+        if json.loads(content)["messages"][-1]["content"] in self._refused:
+            return Answer(403, b'{"error": {"message": "flagged by moderation"}}')
+        return await super()._chat(content)
+
+
+@pytest.mark.parametrize("refused", [(0,), (25,), (0, 3, 7)])
+def test_a_prompt_that_moderation_refuses_is_one_failed_row(tmp_path: Path, refused: tuple[int, ...]) -> None:
+    async def main() -> None:
+        for _ in range(2):  # the second time only the refused rows are asked
+            server = Moderating(*refused)
+            async with server:
+                settings = settings_for(server, api_key_env="MINE")
+                with RequestCache(tmp_path / "requests.sqlite") as cache:
+                    built = build(settings, cache=cache, retry_failed=True, environ={"MINE": SECRET})
+                    async with built as endpoint:
+                        calls = (endpoint.complete(ask(i)) for i in range(30))
+                        results = await asyncio.gather(*calls, return_exceptions=True)
+            failed = {i: r for i, r in enumerate(results) if not isinstance(r, Reply)}
+            assert set(failed) == set(refused) and {type(r) for r in failed.values()} == {RequestRefused}
+            assert "flagged by moderation" in str(failed[refused[0]])
+
+    asyncio.run(main())
+
+
+def test_a_403_before_any_answer_is_about_the_key() -> None:
+    async def main() -> None:
+        server = Moderating(*range(50))
+        async with server:
+            settings = settings_for(server, api_key_env="MINE", max_concurrency=4)
+            async with build(settings, environ={"MINE": SECRET}) as endpoint:
+                results = await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(50)), return_exceptions=True)
+        assert {type(r) for r in results} == {KeyRefused} and "MINE" in str(results[0])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_variable_is_named_where_no_key_was_sent(status: int) -> None:
+    found = fails(Saying(status, {"error": {"message": "who are you?"}}))
+    assert isinstance(found, KeyRefused) and "OPENAI_API_KEY" not in str(found)
+    assert "who are you?" in str(found) and "no API key was sent" in str(found)
+
+
 def test_the_load_is_shared_and_a_dead_server_is_left_out() -> None:
     async def main() -> None:
         async with FakeServer(latency=0.02) as one, FakeServer(latency=0.02) as two:
