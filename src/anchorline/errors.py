@@ -7,11 +7,11 @@
     │   │   └── RuleConflict   two rules that no answer can keep together
     │   ├── DataError          a data file or a row in it: file, line, field
     │   ├── ModelError         a model that is missing, unknown, or of a kind that the engine refuses
-    │   ├── KeyRefused         an endpoint that does not take the API key (401, 403); it ends the run
+    │   ├── KeyRefused         an endpoint that does not take the API key (401, or 403 before any answer)
     │   └── RunFolderError     a run folder that cannot be written, or that is in use
     ├── EndpointError          one request that an endpoint did not answer; `kind` is a short word for counting
-    │   ├── Throttled          "throttled": 429, or 503 with a time to wait; `retry_after` in seconds
-    │   ├── ServerError        "server": the endpoint's own trouble (5xx)
+    │   ├── Throttled          "throttled": 429 or 503; `retry_after` in seconds, if it named a time
+    │   ├── ServerError        "server": the endpoint's own trouble (any other 5xx)
     │   ├── EndpointTimeout    "timeout": no answer in time; also a TimeoutError
     │   ├── ConnectionLost     "connection": no connection, or one that broke; also a ConnectionError
     │   ├── BadReply           "bad_reply": an answer that cannot be read; also a ValueError

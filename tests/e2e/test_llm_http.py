@@ -29,7 +29,8 @@ from anchorline.llm.build import build
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Answer, FakeServer
-from anchorline.llm.openai_http import OpenAIEndpoint
+from anchorline.llm.openai_http import OpenAIEndpoint, reply_of
+from anchorline.llm.pool import Pool
 from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
 from anchorline.llm.types import Reply, Request
 from anchorline.types import Message
@@ -155,6 +156,29 @@ def test_a_filtered_reply_is_marked() -> None:
         assert against(Saying(200, {"choices": [choice]}), use) == Reply(text or "", "filter")
 
 
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        *(
+            (reason, "stop")
+            for reason in ("STOP", "COMPLETE", "eos", "eos_token", "end_turn", "stop_sequence", "", None)
+        ),
+        *((reason, "length") for reason in ("model_length", "MAX_TOKENS", "max_output_tokens", "token_limit")),
+        ("CONTENT_FILTER", "filter"),
+    ],
+)
+def test_every_server_has_its_own_words_for_the_end_of_a_reply(reason: str | None, finish: str) -> None:
+    choice = {"message": {"content": "an answer"}, "finish_reason": reason}
+    assert reply_of({"choices": [choice]}).finish == finish
+
+
+@pytest.mark.parametrize("reason", ["error", "tool_calls", "abort", 3, ["stop"]])
+def test_a_reply_that_ended_in_no_known_way_is_no_answer(reason: Any) -> None:
+    choice = {"message": {"content": "half an ans"}, "finish_reason": reason}
+    found = fails(Saying(200, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}))
+    assert isinstance(found, BadReply) and found.used == (3, 5) and f"finish_reason is {str(reason)!r}" in str(found)
+
+
 def test_half_a_surrogate_pair_in_a_reply_is_replaced() -> None:
     async def use(endpoint: OpenAIEndpoint) -> Reply:
         return await endpoint.complete(ask())
@@ -174,7 +198,7 @@ def test_half_a_surrogate_pair_in_a_reply_is_replaced() -> None:
         (408, "", EndpointTimeout, None),
         (409, "", ServerError, None),
         (500, "", ServerError, None),
-        (503, "", ServerError, None),
+        (503, "", Throttled, None),
         (503, "retry-after: 4\r\n", Throttled, 4.0),
         (504, "", EndpointTimeout, None),
         (429, "retry-after: 7\r\n", Throttled, 7.0),
@@ -270,6 +294,57 @@ def test_a_wrong_key_ends_the_run_after_the_calls_in_flight() -> None:
     asyncio.run(main())
 
 
+class Moderating(FakeServer):
+    """A server that refuses some questions with 403, at once, while its answers take a while."""
+
+    def __init__(self, *refused: int) -> None:
+        super().__init__(latency=0.05)
+        self._refused = {f"question {i}" for i in refused}
+
+    async def _chat(self, content: bytes) -> Answer:
+        if json.loads(content)["messages"][-1]["content"] in self._refused:
+            return Answer(403, b'{"error": {"message": "flagged by moderation"}}')
+        return await super()._chat(content)
+
+
+@pytest.mark.parametrize("refused", [(0,), (25,), (0, 3, 7)])
+def test_a_prompt_that_moderation_refuses_is_one_failed_row(tmp_path: Path, refused: tuple[int, ...]) -> None:
+    async def main() -> None:
+        for _ in range(2):  # the second time only the refused rows are asked
+            server = Moderating(*refused)
+            async with server:
+                settings = settings_for(server, api_key_env="MINE")
+                with RequestCache(tmp_path / "requests.sqlite") as cache:
+                    built = build(settings, cache=cache, retry_failed=True, environ={"MINE": SECRET})
+                    async with built as endpoint:
+                        calls = (endpoint.complete(ask(i)) for i in range(30))
+                        results = await asyncio.gather(*calls, return_exceptions=True)
+            failed = {i: r for i, r in enumerate(results) if not isinstance(r, Reply)}
+            assert set(failed) == set(refused) and {type(r) for r in failed.values()} == {RequestRefused}
+            assert "flagged by moderation" in str(failed[refused[0]])
+
+    asyncio.run(main())
+
+
+def test_a_403_before_any_answer_is_about_the_key() -> None:
+    async def main() -> None:
+        server = Moderating(*range(50))
+        async with server:
+            settings = settings_for(server, api_key_env="MINE", max_concurrency=4)
+            async with build(settings, environ={"MINE": SECRET}) as endpoint:
+                results = await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(50)), return_exceptions=True)
+        assert {type(r) for r in results} == {KeyRefused} and "MINE" in str(results[0])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_variable_is_named_where_no_key_was_sent(status: int) -> None:
+    found = fails(Saying(status, {"error": {"message": "who are you?"}}))
+    assert isinstance(found, KeyRefused) and "OPENAI_API_KEY" not in str(found)
+    assert "who are you?" in str(found) and "no API key was sent" in str(found)
+
+
 def test_the_load_is_shared_and_a_dead_server_is_left_out() -> None:
     async def main() -> None:
         async with FakeServer(latency=0.02) as one, FakeServer(latency=0.02) as two:
@@ -290,6 +365,24 @@ def test_a_throttled_server_does_not_hold_the_others_back() -> None:
             async with build(settings_for(busy, idle), environ={}) as endpoint:
                 await asyncio.wait_for(asyncio.gather(*(endpoint.complete(ask(i)) for i in range(40))), 30)
             assert sum(idle.answered.values()) == 40
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_no_row_is_lost_to_a_server_that_turns_away_what_it_has_no_room_for(status: int) -> None:
+    """Cap 2, no Retry-After: the pool shrinks to what the server takes."""
+
+    class Busy(FakeServer):
+        async def _chat(self, content: bytes) -> Answer:
+            answer = await super()._chat(content)
+            return answer._replace(status=status, headers="") if answer.status == 429 else answer
+
+    async def main() -> None:
+        async with Busy(most=2, latency=0.02) as server, OpenAIEndpoint(settings_for(server), environ={}) as endpoint:
+            pool = Pool(endpoint, settings_for(server), backoff=0.05)
+            results = await asyncio.gather(*(pool.complete(ask(i)) for i in range(60)), return_exceptions=True)
+            assert {type(r) for r in results} == {Reply} and pool.slots.limit < 8
 
     asyncio.run(main())
 

@@ -94,9 +94,6 @@ BAD_PAIRS = {
         "does not start with",
     ),
     "answers of two turns": ({"prompt": "Hi", "chosen": [bot("A"), bot("A2")], "rejected": "B"}, "chosen", "user's"),
-    "maker": ({"prompt": "Hi", "chosen": "A", "rejected": "B", "maker": 3}, "maker", "is 3"),
-    "details": ({"prompt": "Hi", "chosen": "A", "rejected": "B", "details": [1]}, "details", "is a list"),
-    "details text": ({"prompt": "Hi", "chosen": "A", "rejected": "B", "details": "x"}, "details", "not JSON"),
     "id": ({"id": True, "prompt": "Hi", "chosen": "A", "rejected": "B"}, "id", "is True"),
 }
 
@@ -107,6 +104,14 @@ def test_refused_pairs(row, field, reason):
         pair_from_row(row)
     assert caught.value.field == field
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "foreign", [{"details": "free text"}, {"details": [1]}, {"details": "[1]"}, {"policy": 3}, {"maker": {}}]
+)
+def test_columns_of_another_tool_with_our_names_are_left_out(foreign):
+    pair = pair_from_row({"prompt": "Hi", "chosen": "A", "rejected": "B", "reviser": "r", **foreign})
+    assert pair.provenance == Provenance(reviser="r")
 
 
 def test_prompts_as_text_prompt_or_messages():

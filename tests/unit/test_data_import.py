@@ -73,7 +73,6 @@ def test_the_published_clair_columns_keep_the_reasoning(tmp_path: Path):
         ({"revision": DISTILABEL["student_solution"]}, "revision", "identical"),
         ({"student_solution": " "}, "student_solution", "is blank"),
         ({"task": [{"role": "bot", "content": "x"}]}, "task[0].role", "is 'bot'"),
-        ({"model_name": 7}, "model_name", "is 7, expected text"),
     ],
 )
 def test_a_bad_row_is_told_in_its_own_columns(tmp_path: Path, change: dict, field: str, says: str):
@@ -226,6 +225,11 @@ def test_an_answer_that_does_not_say_how_it_ended_was_not_cut(tmp_path: Path, na
     else:
         write_rows(tmp_path / name, [{"prompt": "A", "text": "b", "finish": end} for end in (None, "length")])
     assert [row.finish for row in read_answers(tmp_path / name, strict=True).rows] == ["stop", "length"]
+
+
+def test_an_error_of_answers_names_the_columns_that_the_file_has(tmp_path: Path):
+    with pytest.raises(DataError, match=r"expected a column 'text', got prompt, answer$"):
+        read_answers(source(tmp_path, {"prompt": "Hi", "answer": "Ho"}))
 
 
 def test_csv_rows_that_cannot_be_used_have_the_line_on_which_they_begin(tmp_path: Path):

@@ -98,6 +98,15 @@ def test_a_missing_key_is_named() -> None:
     assert key_for(EndpointSettings(model="m"), "https://host/v1", {}) == ""
 
 
+@pytest.mark.parametrize("key", ["sk-“smart”", "sk-ключ", "abc\ndef", "abc\x00def", "sk-\udcff"])
+def test_a_key_that_cannot_be_sent_is_refused_by_its_variable(key: str) -> None:
+    with pytest.raises(UserError, match="MINE holds what is no API key") as caught:
+        key_for(EndpointSettings(model="m", api_key_env="MINE"), "http://127.0.0.1:8000/v1", {"MINE": key})
+    assert key not in str(caught.value)
+    spaced = {"MINE": " sk-fine\n"}
+    assert key_for(EndpointSettings(model="m", api_key_env="MINE"), "http://127.0.0.1:8000/v1", spaced) == "sk-fine"
+
+
 def test_what_is_sent() -> None:
     request = Request(
         (Message("user", "Hi"),), 9, temperature=0.2, top_p=0.9, schema={"type": "object"}, row="r", stage="s"

@@ -33,6 +33,7 @@ from anchorline.types import (
 
 Row = dict[str, Any]
 Layout = Literal["conversational", "plain"]
+ORIGINS = ("maker", "policy", "reviser")
 
 
 def prompt_from_row(row: Mapping[str, Any], *, system: str | None = None) -> Prompt:
@@ -47,7 +48,8 @@ def prompt_from_row(row: Mapping[str, Any], *, system: str | None = None) -> Pro
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
     """TRL's conversational or plain `prompt, chosen, rejected`; conversations may repeat or replace the prompt.
 
-    A column `objective` names what this pair is trained with.
+    A column `objective` names what this pair is trained with. Columns that say where the pair comes from are another tool's
+    where they hold something else than ours, and are left out as all further columns are.
     """
     prompt, chosen = _response(row, "chosen")
     other, rejected = _response(row, "rejected")
@@ -55,7 +57,6 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
         raise DataError("its conversation before the answer is not that of chosen", field="rejected")
     if chosen == rejected:
         raise DataError("chosen and rejected are identical, so there is nothing to prefer", field="chosen")
-    provenance = Provenance(*(_text(row, name) for name in ("maker", "policy", "reviser")), details=_details(row))
     objective = row.get("objective")
     if objective is not None and objective not in OBJECTIVE_NAMES:
         known = ", ".join(OBJECTIVE_NAMES)
@@ -64,7 +65,7 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
             "something else, rename it or leave it out",
             field="objective",
         )
-    return Pair(_id(row, prompt), prompt, chosen, rejected, provenance, objective)
+    return Pair(_id(row, prompt), prompt, chosen, rejected, _provenance(row), objective)
 
 
 def unpaired_from_row(row: Mapping[str, Any]) -> Unpaired:
@@ -76,13 +77,17 @@ def unpaired_from_row(row: Mapping[str, Any]) -> Unpaired:
     return Unpaired(_id(row, prompt), prompt, completion, bool(label))
 
 
-def answer_from_row(row: Mapping[str, Any]) -> Answer:
-    """A row of a run folder's `answers.jsonl`. The text may be empty: a policy can answer nothing."""
+def answer_from_row(row: Mapping[str, Any], *, finish: str | None = None) -> Answer:
+    """A row of a run folder's `answers.jsonl`. The text may be empty: a policy can answer nothing.
+
+    `finish` stands for a `finish` that is missing or null.
+    """
     prompt = _conversation(_required(row, "prompt"), "prompt")
-    finish = _required(row, "finish")
+    text = _required_text(row, "text")
+    finish = finish if finish and row.get("finish") is None else _required(row, "finish")
     if finish not in ("stop", "length"):
         raise DataError(f"is {_show(finish)}, expected 'stop' or 'length'", field="finish")
-    return Answer(_id(row, prompt), prompt, _required_text(row, "text"), finish)
+    return Answer(_id(row, prompt), prompt, text, finish)
 
 
 def failure_from_row(row: Mapping[str, Any]) -> Failure:
@@ -226,6 +231,15 @@ def _id(row: Mapping[str, Any], messages: Messages) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"is {_show(value)}, expected text or a whole number", field="id")
     return _not_blank(str(value), "id")
+
+
+def _provenance(row: Mapping[str, Any]) -> Provenance:
+    maker, policy, reviser = (value if isinstance(value := row.get(name), str) else "" for name in ORIGINS)
+    try:
+        details = _details(row)
+    except DataError:
+        details = {}
+    return Provenance(maker, policy, reviser, details)
 
 
 def _details(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -55,11 +55,7 @@ def read_unpaired(source: str | Path, *, strict: bool = False) -> Loaded[Unpaire
 
 def read_answers(source: str | Path, *, strict: bool = False) -> Loaded[Answer]:
     """Read answers of a model: rows with a prompt and a `text`; `finish` is "stop" where a row does not say, or says null."""
-    return _load(
-        source,
-        lambda row: answer_from_row(row | {"finish": "stop"} if row.get("finish") is None else row),
-        strict=strict,
-    )
+    return _load(source, lambda row: answer_from_row(row, finish="stop"), strict=strict)
 
 
 def read_candidates(source: str | Path, *, strict: bool = False, score: Score = "overall_score") -> Loaded[Candidates]:

@@ -43,13 +43,19 @@ async def build(
         UserError: the key is missing, a limit of money lacks a price, or a local model is not there.
 
     """
-    async with model_of(settings, environ=environ) as inner:
+    async with model_of(settings, environ=environ, cache=cache) as inner:
         yield around(inner, settings, cache=cache, run=run, bill=bill, budget=budget, retry_failed=retry_failed)
 
 
-def model_of(settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ) -> LocalEndpoint | OpenAIEndpoint:
-    """The model alone: every call is made, once."""
-    return LocalEndpoint(settings) if settings.runs_here else OpenAIEndpoint(settings, environ=environ)
+def model_of(
+    settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ, cache: RequestCache | None = None
+) -> LocalEndpoint | OpenAIEndpoint:
+    """The model alone: every call is made, once. `cache` only tells whether the model has ever answered."""
+    if settings.runs_here:
+        return LocalEndpoint(settings)
+    return OpenAIEndpoint(
+        settings, environ=environ, known=lambda: cache is not None and cache.has_reply_of(settings.model)
+    )
 
 
 def around(

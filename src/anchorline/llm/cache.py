@@ -92,6 +92,10 @@ class RequestCache:
             row = self._reader.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
         return Record(*row) if row else None
 
+    def has_reply_of(self, model: str) -> bool:
+        """Whether a model has ever answered."""
+        return bool(self.read("SELECT 1 FROM requests WHERE model = ? AND error IS NULL LIMIT 1", (model,)))
+
     async def put(self, record: Record, *payments: Payment) -> None:
         """Write a row, and what was paid for it; returns when it is on disk."""
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -47,28 +47,57 @@ NO_KEY = "none"
 FAILURES = 3
 LEFT_OUT = 15.0
 LONGEST_OUT = 300.0
-FINISH: dict[str | None, Finish] = {"length": "length", "content_filter": "filter"}
-"""What the endpoint calls it, where it is no plain stop."""
+ENDS: dict[Finish, tuple[str, ...]] = {
+    "stop": ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", ""),
+    "length": ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit"),
+    "filter": ("content_filter",),
+}
+"""What endpoints call the end of a reply, in any case of letters. Some servers name none for a whole reply."""
+FINISH: dict[str, Finish] = {name: finish for finish, names in ENDS.items() for name in names}
 SHOWN = 300
 
 
 class _Server:
-    """One base URL: its client, its load, and until when it is left out."""
+    """One base URL: its client, its load, until when it is left out, and whether calls with its key were answered."""
 
-    def __init__(self, url: str, client: openai.AsyncOpenAI) -> None:
-        self.url, self.client = url, client
-        self.in_flight = self.failures = self.times_out = 0
+    def __init__(self, url: str, client: openai.AsyncOpenAI, *, has_key: bool) -> None:
+        self.url, self.client, self.has_key = url, client, has_key
+        self.in_flight = self.forbidden = self.failures = self.times_out = 0
         self.out_until = 0.0
+        self.key_taken = False
+        self._settled = asyncio.Event()
+
+    def settle(self, *, answered: bool = False) -> None:
+        """Note a call's end. Whether the key is taken is settled by an answer, or when all calls in flight got a 403."""
+        self.key_taken = self.key_taken or answered
+        if self.key_taken or self.in_flight == self.forbidden:
+            self._settled.set()
+
+    async def takes_key(self) -> bool:
+        """After a 403, which may be about the key or about this request (moderation): what the others are told decides."""
+        self.forbidden += 1
+        try:
+            self.settle()
+            await self._settled.wait()
+        finally:
+            self.forbidden -= 1
+        return self.key_taken
 
 
 class OpenAIEndpoint:
-    """See the module. `environ` is where the key is looked up."""
+    """See the module. `environ` is where the key is looked up, `known` whether the endpoint has answered in earlier runs."""
 
-    def __init__(self, settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        known: Callable[[], bool] = lambda: False,
+    ) -> None:
         import httpx2
         import openai  # takes a second, and nothing but calls needs it
 
-        self._settings = settings
+        self._settings, self._known = settings, known
         self._keys: list[str] = []
         self._servers: list[_Server] = []
         trusted = httpx2.create_ssl_context()  # reading the certificates is slow: once for all
@@ -81,7 +110,7 @@ class OpenAIEndpoint:
                 api_key=key or NO_KEY, base_url=url, timeout=settings.timeout, max_retries=0,
                 http_client=openai.DefaultAioHttpClient(verify=trusted, limits=limits),
             )  # fmt: skip
-            self._servers.append(_Server(url, client))
+            self._servers.append(_Server(url, client, has_key=bool(key)))
 
     def __repr__(self) -> str:
         return f"OpenAIEndpoint({self.model!r}, {list(self._settings.urls)!r})"
@@ -118,6 +147,8 @@ class OpenAIEndpoint:
             raise
         finally:
             server.in_flight -= 1
+            server.settle()
+        server.settle(answered=True)
         server.failures = server.times_out = 0
         return reply
 
@@ -140,9 +171,10 @@ class OpenAIEndpoint:
         except TimeoutError:
             raise self._too_slow(server) from None
         except openai.APIStatusError as error:
+            taken = error.status_code == 403 and (self._known() or await server.takes_key())
             raise error_of_status(
                 error.status_code, self.hide(error.message), url=server.url, settings=self._settings,
-                retry_after=retry_after(error.response.headers),
+                retry_after=retry_after(error.response.headers), key_sent=server.has_key, key_taken=taken,
             ) from None  # fmt: skip
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
             if _timed_out(error):
@@ -190,7 +222,7 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
     """The API key for a URL, or "" where none is set and none is needed.
 
     Raises:
-        UserError: OpenAI's own endpoint needs a key and there is none.
+        UserError: a key is needed and there is none, or it holds what no HTTP header can.
 
     """
     if settings.api_key_env == OPENAI_KEY and url.startswith("http://"):
@@ -200,6 +232,11 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
         raise UserError(
             f"the environment variable {settings.api_key_env} is not set; {url} needs an API key in it for the model "
             f"{settings.model}"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the environment variable {settings.api_key_env} holds what is no API key: a line break, or a character that is "
+            "not plain ASCII (curly quotation marks, say); put the bare key in it"
         )
     return key
 
@@ -227,42 +264,53 @@ def reply_of(completion: Any) -> Reply:
     """The reply in a chat completion.
 
     Raises:
-        BadReply: it has no choice or no text; with what it used up, where it says so.
+        BadReply: it has no choice or no text, or ended in another way than by a stop, the token limit or a filter; with what
+            it used up, where it says so.
 
     """
     try:
         choice = completion["choices"][0]
-        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        text, reason = choice["message"].get("content"), choice.get("finish_reason")
     except (TypeError, LookupError, AttributeError):
         raise BadReply("it has no choices") from None
     usage = completion.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     prompt, said = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    if text is None and isinstance(finish, str) and finish in FINISH:
+    used = None if said is None else (prompt or 0, said)
+    finish = FINISH.get(str("" if reason is None else reason).lower())
+    if text is None and finish in {"length", "filter"}:
         text = ""  # withheld, or cut while the model was still thinking
     if not isinstance(text, str):
-        raise BadReply("its message has no text", used=None if said is None else (prompt or 0, said))
+        raise BadReply("its message has no text", used=used)
+    if finish is None:  # an error on the server's side, a tool that it wants to call: half an answer, for all one knows
+        raise BadReply(f"finish_reason is {str(reason)[:40]!r}: no stop, nor a cut by a limit or a filter", used=used)
     model = completion.get("model")
-    return Reply(
-        readable_text(text),
-        FINISH.get(finish if isinstance(finish, str) else None, "stop"),
-        prompt,
-        said,
-        model if isinstance(model, str) else "",
-    )
+    return Reply(readable_text(text), finish, prompt, said, model if isinstance(model, str) else "")
 
 
 def error_of_status(
-    status: int, message: str, *, url: str, settings: EndpointSettings, retry_after: float | None = None
+    status: int,
+    message: str,
+    *,
+    url: str,
+    settings: EndpointSettings,
+    retry_after: float | None = None,
+    key_sent: bool = True,
+    key_taken: bool = False,
 ) -> EndpointError | KeyRefused:
-    """The error for an HTTP status; `message` holds no key."""
-    if status in {401, 403}:  # some servers repeat the key in what they say, so none of it is repeated here
-        return KeyRefused(
+    """The error for an HTTP status; `message` holds no key. A 403 is about the request where the key is known to be taken."""
+    text = f"{url}: {message}"
+    if status == 401 or (status == 403 and not key_taken):
+        if not key_sent:
+            return KeyRefused(
+                f"{text} ({status}); no API key was sent: if the endpoint wants one, put it in an environment variable and "
+                "name that in api_key_env"
+            )
+        return KeyRefused(  # some servers repeat the key in what they say, so none of it is repeated here
             f"{url} refused the API key ({status}); it was taken from the environment variable {settings.api_key_env}: "
             "check it there, or name another in api_key_env"
         )
-    text = f"{url}: {message}"
-    if status == 429 or (status == 503 and retry_after is not None):
+    if status in {429, 503}:  # many servers say 503 where they have no room for one more request
         return Throttled(text, retry_after=retry_after)
     if status in {408, 504}:
         return EndpointTimeout(text)
