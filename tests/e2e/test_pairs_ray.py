@@ -297,6 +297,7 @@ def test_a_key_that_the_workers_lack_is_one_line(place: Path, make: Make, cluste
         words = [*settings, "--set", "llm.reviser.api_key_env=DRIVERS_KEY", "--out", "out", "--engine", "ray"]
         code, errors = make(place, *words, address=cluster[0])
     assert code == 2 and errors.count("\n") == 1 and "the environment variable DRIVERS_KEY is not set" in errors
+    assert f"a worker on {socket.gethostname()}" in errors
     assert not answered(place)
 
 
