@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import html
 import json
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -214,6 +216,41 @@ def test_statuses(status: int, headers: str, error: type[Exception], wait: float
     found = fails(Saying(status, {"error": {"message": "so it is"}}, headers))
     assert type(found) is error and "so it is" in str(found)
     assert getattr(found, "retry_after", None) == wait
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"error": {"message": "pinned to another model"}},
+        {"error": "pinned to another model"},
+        {"detail": "pinned to another model"},
+        {"detail": [{"loc": ["body", "model"], "msg": "pinned to another model"}]},
+        {"errors": [{"title": "pinned to another model"}]},
+        {"object": "error", "message": "pinned to another model"},
+        b"pinned to another model",
+    ],
+    ids=str,
+)
+def test_the_reason_is_told_in_whatever_format_it_comes(content: Any) -> None:
+    found = fails(Saying(400, content))
+    assert isinstance(found, RequestRefused) and "pinned to another model" in str(found)
+
+
+@pytest.mark.parametrize("write", [str, json.dumps, quote, quote_plus, html.escape])
+@pytest.mark.parametrize("wrap", ['{"detail": %s}', '{"errors": [%s]}', "<html>%s</html>"])
+def test_a_key_that_is_repeated_in_another_spelling_is_hidden(write: Callable[[str], str], wrap: str) -> None:
+    key = "sk-a/b+c&\"d'e=0123"
+    text = write(key) if write is json.dumps or "html" in wrap else json.dumps(write(key))
+    server = Saying(400, (wrap % text).encode())
+
+    async def main() -> BaseException:
+        async with server, OpenAIEndpoint(settings_for(server, api_key_env="MINE"), environ={"MINE": key}) as endpoint:
+            with pytest.raises(RequestRefused) as caught:
+                await endpoint.complete(ask())
+            return caught.value
+
+    said = str(asyncio.run(main()))
+    assert "0123" not in said and "…" in said
 
 
 def test_retry_after_as_a_date() -> None:

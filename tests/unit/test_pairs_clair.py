@@ -92,6 +92,7 @@ def test_one_bad_answer_does_not_stop_the_others() -> None:
 def test_what_is_said_where_nothing_became_a_pair() -> None:
     failures = clair_pairs([answer(""), answer("Fine."), answer("Good.")], style(CALM), policy="m").failures
     assert no_pair(failures).startswith("none of 3 answers became a pair (2 unchanged, 1 empty)")
+    assert "the first unchanged: the answer keeps every rule already" in no_pair(failures)
 
 
 SENTENCES = st.sampled_from(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import html
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, quote_plus
 
 from anchorline.errors import (
     BadReply,
@@ -103,7 +105,7 @@ class OpenAIEndpoint:
         trusted = httpx2.create_ssl_context()  # reading the certificates is slow: once for all
         for url in settings.urls:
             key = key_for(settings, url, environ)
-            self._keys += [key] if key else []
+            self._keys += spellings(key) if key else []
             # the pool bounds the calls: aiohttp takes 0 for no bound of its own, and None for its default of 100
             limits = httpx2.Limits(max_connections=0)
             client = openai.AsyncOpenAI(
@@ -173,7 +175,7 @@ class OpenAIEndpoint:
         except openai.APIStatusError as error:
             taken = error.status_code == 403 and (self._known() or await server.takes_key())
             raise error_of_status(
-                error.status_code, self.hide(error.message), url=server.url, settings=self._settings,
+                error.status_code, self.hide(said_by(error)), url=server.url, settings=self._settings,
                 retry_after=retry_after(error.response.headers), key_sent=server.has_key, key_taken=taken,
             ) from None  # fmt: skip
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
@@ -317,6 +319,20 @@ def error_of_status(
     if status >= 500 or status in {409, 425}:
         return ServerError(text)
     return RequestRefused(text)
+
+
+def said_by(error: openai.APIStatusError) -> str:
+    """What the endpoint says of an error. openai's client reads one format; of any other the whole body is told."""
+    if error.message != f"Error code: {error.status_code}" or not error.body:
+        return error.message
+    body = error.body if isinstance(error.body, str) else json.dumps(error.body, ensure_ascii=False)
+    return f"{error.message} - {body}"
+
+
+def spellings(key: str) -> list[str]:
+    """A key as it stands in plain text, JSON, URLs and HTML, the longest first."""
+    found = {key, json.dumps(key)[1:-1], quote(key), quote(key, safe=""), quote_plus(key), html.escape(key)}
+    return sorted(found, key=len, reverse=True)
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:

@@ -51,13 +51,15 @@ def clair_pairs(answers: Iterable[Answer], style: Style, *, policy: str) -> Made
 def no_pair(failures: Sequence[Failure]) -> str:
     """What to say where not one answer became a pair."""
     counts = Counter(failure.kind for failure in failures)
+    most = max(counts, key=counts.__getitem__, default="")
+    reason = next((f"; the first {most}: {failure.reason}" for failure in failures if failure.kind == most), "")
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     advice = (
         "--retry-failed asks again where the endpoint gave no answer"
         if counts.keys() & UNANSWERED
         else "look at the answers and the style"
     )
-    return f"none of {len(failures)} answers became a pair ({kinds}); {advice}"
+    return f"none of {len(failures)} answers became a pair ({kinds}){reason}; {advice}"
 
 
 def _revise(answer: Answer, style: Style, policy: str) -> Pair | Failure:
