@@ -145,15 +145,16 @@ def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: 
 
     words += ["--set", "judge.attempts=1"]
 
-    def judged(url: str) -> int:
+    def judged(url: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, [str(word) for word in [*words, "--judge-url", url]])
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)["tasks"]["winrate"]["table"]["n"]
+        return done.exit_code, done.output
 
     with Serving(plan=FaultPlan(script=("malformed", "malformed"))) as serving:
-        assert judged(serving.server.url) == 0
+        code, said = judged(serving.server.url)
+        assert code and "fake judged none of 1 pairs" in " ".join(said.split()), said
         serving.server._plan = FaultPlan()
-        assert judged(serving.server.url) == 1
+        code, said = judged(serving.server.url)
+        assert code == 0 and json.loads(said)["tasks"]["winrate"]["table"]["n"] == 1, said
 
 
 def test_files_that_number_their_prompts_alike_keep_them_all(tmp_path: Path) -> None:
