@@ -12,6 +12,8 @@ import pytest
 
 from anchorline.evals.length_control import length_controlled
 from anchorline.evals.paired import compare_results, mcnemar, spread
+from anchorline.evals.stats import wilson
+from anchorline.evals.tasks_lm_eval import spanned
 from anchorline.evals.winrate import judge_answers, winrate_table
 from anchorline.judge import pairwise_judge
 from anchorline.llm.fake import FakeEndpoint
@@ -144,3 +146,15 @@ def test_draws_of_wins_alone_are_fitted_quietly(
 
 def test_too_few_results_are_not_fitted() -> None:
     assert length_controlled([1.0, 0.0] * 4, [1.0] * 8, seed=0).rate is None
+
+
+def test_a_share_of_the_harness_has_wilsons_interval_and_a_mean_its_own_error() -> None:
+    all_right = spanned({"acc": 1.0, "acc_stderr": 0.0}, "acc", dict.fromkeys(range(8), 1.0))
+    assert (all_right["low"], all_right["high"]) == wilson(8, 8)[1:] and all_right["low"] < 0.7
+    few = spanned({"acc": 0.1, "acc_stderr": 0.1}, "acc", {n: float(n == 0) for n in range(10)})
+    assert few["low"] > 0, "a normal interval would go below 0"
+    mean = spanned({"f1,first": 0.5, "f1_stderr,first": 0.1}, "f1,first", {0: 0.4, 1: 0.6})
+    assert (mean["low"], mean["high"]) == (pytest.approx(0.304), pytest.approx(0.696))
+    group = spanned({"acc": 0.5, "acc_stderr": 0.1}, "acc", None)
+    assert group["low"] == pytest.approx(0.304)
+    assert spanned({"f1": 0.5, "f1_stderr": 0.0}, "f1", {0: 0.5, 1: 0.5}) == {"share": 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from anchorline.llm import device, embedded
 from anchorline.llm.device import measuring_dtype, pick_device
 from anchorline.llm.embedded import cache_folder, gguf_file
 from anchorline.llm.models import end_of_turn, fingerprint, load, resolve
+from anchorline.llm.quiet import hushed
 from anchorline.llm.tokens import tokenize_with
 
 
@@ -377,3 +379,13 @@ def test_what_is_measured_on_a_cpu_is_measured_exactly_unless_another_format_is_
     assert found == {"auto": "float32", "fast": "auto", "bfloat16": "bfloat16", "float32": "float32"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert measuring_dtype("auto") == "auto"
+
+
+def test_nothing_reaches_a_stderr_that_is_no_terminal(capfd):
+    said = "import os, sys; print('child', file=sys.stderr)"
+    with hushed():
+        print("bar", file=sys.stderr)
+        subprocess.run([sys.executable, "-c", said], check=True)
+    subprocess.run([sys.executable, "-c", said], check=True)
+    print("after", file=sys.stderr)
+    assert capfd.readouterr().err.split() == ["child", "after"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from anchorline.errors import MissingExtra, UserError
 from anchorline.llm.models import Loaded, first_line
-from anchorline.llm.quiet import quiet
+from anchorline.llm.quiet import hushed, quiet
 
 
 class HarnessTask(NamedTuple):
@@ -67,7 +67,7 @@ def harness(
         )
     wrap: Any = HFLM  # the harness's decorators hide what these two take
     run: Any = lm_eval.simple_evaluate
-    with quiet():
+    with quiet(), hushed():  # it shows bars of its own, and asks git where it stands
         try:
             found = run(
                 model=wrap(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size),

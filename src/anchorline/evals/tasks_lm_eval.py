@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from anchorline.evals.figure import Figures, make_figure
 from anchorline.evals.lm_harness import HarnessTask, harness
 from anchorline.evals.runner import Evaluation, Side
+from anchorline.evals.stats import wilson
 
 
 def lm_eval_needs(work: Evaluation) -> tuple[str, ...]:
@@ -41,8 +43,8 @@ def lm_eval_task(work: Evaluation) -> Figures:
 
 
 def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, name: str) -> Figures:
-    parts = {side: _normal(one.metrics, name) for side, one in tasks.items()}
     both = {side: one.results(name) for side, one in tasks.items()}
+    parts = {side: spanned(one.metrics, name, both[side]) for side, one in tasks.items()}
     ours, theirs = both["model"], both.get("against")
     results = None
     if ours is not None and theirs is not None:
@@ -51,10 +53,14 @@ def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, 
     return make_figure(label, n, parts["model"], parts.get("against"), results, seed=work.settings.seed, unit="metric")
 
 
-def _normal(metrics: Figures, name: str) -> Figures:
-    """The metric with the harness's own standard error as a normal interval."""
+def spanned(metrics: Figures, name: str, results: Mapping[int, float] | None) -> Figures:
+    """The metric with its interval: Wilson's of a share of documents, else ±1.96 of the harness's standard errors.
+
+    No interval where there is no standard error, or one of 0: documents that all got the same tell no spread.
+    """
+    if results and {*results.values()} <= {0.0, 1.0}:
+        return {"share": metrics[name], **wilson(sum(results.values()), len(results))._asdict()}
     metric, _, rest = name.partition(",")
     error = metrics.get(f"{metric}_stderr" + (f",{rest}" if rest else ""))
     value = metrics[name]
-    span = {} if error is None else {"low": value - 1.96 * error, "high": value + 1.96 * error}
-    return {"share": value, **span}
+    return {"share": value} | ({"low": value - 1.96 * error, "high": value + 1.96 * error} if error else {})

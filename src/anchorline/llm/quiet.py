@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 
 
 @contextmanager
@@ -38,3 +42,19 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
         if hub_bars:
             enable_progress_bars()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Inside, nothing reaches stderr where it is no terminal: no library's bars, nor what a program that it calls says."""
+    if sys.stderr is None or sys.stderr.isatty():
+        yield
+        return
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere, redirect_stderr(io.StringIO()):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
