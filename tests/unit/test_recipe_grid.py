@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from anchorline.evals.stats import wilson
 from anchorline.recipe.contrasts import tabled
-from anchorline.recipe.grid import Cell, CompareSettings, best, planned
+from anchorline.recipe.grid import Cell, CompareSettings, best, planned, to_go
 from anchorline.report.compare_page import build_compare_page, compare_text
 from anchorline.types import Message, Messages, Pair
 
@@ -22,9 +23,11 @@ def result(cell: Cell, kept: list[bool], drift: float = 0.1, rules: float = 0.5)
     words = {"words": 9.0, "cut": 0.0, "beside": {"markdown": 0.0, "<b>": 0.5}}
     curves = [{"step": 1, "chosen_reward": 0.0, "rejected_reward": 0.0}]
     shares = {"n": len(kept), "kept": kept, "share": sum(kept) / len(kept), "rules_kept": rules}
+    spans = {"rules_low": rules / 2, "rules_high": (1 + rules) / 2}
     return {
         **cell._asdict(),
         **shares,
+        **spans,
         **words,
         "drift": drift,
         "drift_low": None,
@@ -58,6 +61,14 @@ def test_the_useful_cells_come_first_and_every_cell_once():
     assert len({cell.name for cell in order}) == len(order) == 13
 
 
+def test_what_is_to_go_counts_further_seeds_and_weights_from_the_start():
+    done, order = run_through()
+    left = [to_go(GRID, {cell: done[cell] for cell in order[:n]}) for n in range(len(order) + 1)]
+    assert left == [*range(13, -1, -1)], "one less with each cell, and 0 at the end only"
+    odd = Cell("clair", "sft", 1.0, 7)
+    assert to_go(GRID, {odd: result(odd, [True])}) == 13, "a cell that the grid has no more is none of it"
+
+
 def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():
     a, b, c = (Cell("clair", "dpo", rate, 0) for rate in (1.0, 0.1, 0.01))
     assert best({a: result(a, [True]), b: result(b, [False], rules=0.9)}) == a
@@ -84,8 +95,12 @@ def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     assert [(r["objective"], r["weight"]) for r in table["retain"]] == [
         ("apo_zero", 0.0), ("dpo", 0.0), ("apo_zero", 2.0), ("dpo", 2.0)
     ]  # fmt: skip
+    assert {(r["n"], r["low"], r["high"]) for r in table["retain"]} == {(6, *wilson(6, 6)[1:])}
     before = {"share": 0.0, "n": 6, "words": 8.0, "beside": {"markdown": 0.0, "<b>": 0.0}}
     page = build_compare_page({"name": "<i>", "todo": 0, "before": before, **table})
+    table_of_retain = page.partition("With answers held in place")[2].partition("</table>")[0]
+    assert table_of_retain.count("100\u00a0% <small>61.0\u00a0% to 100\u00a0%</small>") == 4, table_of_retain
+    assert "50.0\u00a0% <small>25.0\u00a0% to 75.0\u00a0%</small>" in page, "rules kept"
     assert "<i>" not in page and "<b>" not in page and "<script" not in page and 'class="point s1"' in page
     assert "clair-apo_zero minus stronger-apo_zero: +83" in compare_text(
         {"name": "x", "todo": 0, "before": before, **table}

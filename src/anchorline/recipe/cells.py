@@ -24,6 +24,7 @@ from typing import Any
 
 from anchorline.data import answer_from_row, pair_to_row, read_json, read_jsonl, write_json
 from anchorline.errors import DataError
+from anchorline.evals.paired import spread
 from anchorline.llm.device import measuring_dtype
 from anchorline.objectives.names import parse_objective
 from anchorline.recipe.context import RunContext
@@ -126,12 +127,16 @@ def _grid(run: RunContext) -> CompareSettings:
 def answered(style: Style, answers: Sequence[Answer], tone: Sequence[str]) -> dict[str, Any]:
     """How answers keep the style, prompt by prompt, and what they are like beside it."""
     kept = [check(style, answer.prompt, answer.text) for answer in answers]
+    rules = [sum(row.values()) / len(row) for row in kept]
+    low, high = spread(rules, seed=0)
     texts = [answer.text for answer in answers]
     return {
         "n": len(answers),
         "kept": [all(row.values()) for row in kept],
         "share": mean([all(row.values()) for row in kept]),
-        "rules_kept": mean([sum(row.values()) / len(row) for row in kept]),
+        "rules_kept": mean(rules),
+        "rules_low": low,
+        "rules_high": high,
         "words": mean([len(text.split()) for text in texts]),
         "cut": mean([answer.finish == "length" for answer in answers]),
         "beside": {

@@ -54,15 +54,10 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
         return None
     result = found[top]
     again = [r for c, r in done.items() if c._replace(seed=top.seed) == top and c.seed != top.seed]
-    interval = wilson(sum(result["kept"]), result["n"])
     points = result.get("checkpoints", [])
     own = list(found.values())  # the first seed's: the best of more trainings would be better by luck alone
     return {
         **_point(result),
-        "low": interval.low,
-        "high": interval.high,
-        "n": result["n"],
-        "learning_rate": top.learning_rate,
         "mean_over_rates": mean([r["share"] for r in found.values()]),
         "rates": len(found),
         "checkpoints": points,
@@ -73,8 +68,6 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
         "words": result["words"],
         "cut": result["cut"],
         "beside": result["beside"],
-        "drift_low": result["drift_low"],
-        "drift_high": result["drift_high"],
         "within": [sum(r["drift"] <= most for r in own) for most in BUDGETS],
         "at_drift": [max((r["share"] for r in own if r["drift"] <= most), default=None) for most in BUDGETS],
         "curves": result["curves"],
@@ -82,8 +75,11 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
 
 
 def _point(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("maker", "objective", "weight", "seed", "learning_rate", "share", "rules_kept", "drift")
-    return {name: result[name] for name in names}
+    """A training's figures with their intervals and n; of rules, a cell of an earlier version has none."""
+    names = ("maker", "objective", "weight", "seed", "learning_rate", "share", "n", "drift", "drift_low", "drift_high")
+    span = wilson(sum(result["kept"]), result["n"])
+    rules = {name: result.get(name) for name in ("rules_kept", "rules_low", "rules_high")}
+    return {name: result[name] for name in names} | {"low": span.low, "high": span.high} | rules
 
 
 def _held(grid: CompareSettings, done: Results, cell: Any) -> bool:

@@ -121,6 +121,14 @@ def planned(grid: CompareSettings, done: Results) -> list[Cell]:
     return cells + [Cell(s, o, rate, seed, weight) for rate in rates[1:] for s, o in rest]
 
 
+def to_go(grid: CompareSettings, done: Results) -> int:
+    """How many cells are not finished, with the further seeds and weights of which only the learning rate is not known."""
+    row, column = len(grid.objectives), len(grid.sets)
+    seeds, weights = len(grid.seeds) - 1, len(grid.retain_weights) - 1
+    every = row * column * len(grid.learning_rates) + (row + column - 1) * seeds + row * weights
+    return every - sum(cell in done for cell in planned(grid, done))
+
+
 def swept(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[Cell, Mapping[str, Any]]:
     """The finished cells of a set and an objective that differ in the learning rate alone."""
     same = (maker, objective, grid.seeds[0], grid.retain_weights[0])
