@@ -11,15 +11,27 @@ from anchorline.recipe.advising import same_model
 
 
 def advised(folder, fake, *words, own=None):
+    result = asked_for_advice(folder, fake, "--json", *words, own=own)
+    return json.loads(result.stdout)
+
+
+def asked_for_advice(folder, fake, *words, own=None, judge_url=None, code=0):
     rows = [{"prompt": f"Where is order {n}?", "chosen": "Left!!!!!!", "rejected": "Left!!!!!!!!!"} for n in range(20)]
     rows += [{**row, "prompt": row["prompt"] + " Hm?", "details": {"turned": True}} for row in rows]
     rows = [row | ({"objective": own} if own and n % 4 == 0 else {}) for n, row in enumerate(rows)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = ["advise", "--policy", "talker", "--policy-url", fake.url, "--judge", "judge", "--base-url", fake.url]
-    files = ["--pairs", folder / "pairs.jsonl", "--out", folder / "run", "--json"]
-    result = anchorline(*asked, *files, *words)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+    asked = [
+        "advise",
+        "--policy",
+        "talker",
+        "--policy-url",
+        fake.url,
+        "--judge",
+        "judge",
+        "--base-url",
+        judge_url or fake.url,
+    ]
+    return anchorline(*asked, "--pairs", folder / "pairs.jsonl", "--out", folder / "run", *words, code=code)
 
 
 def test_a_fair_judge_places_it_and_what_was_asked_is_not_asked_again(tmp_path):
@@ -49,6 +61,24 @@ def test_a_judge_that_always_says_first_settles_nothing(tmp_path):
     for side in ("chosen", "rejected"):
         rate = found[side]
         assert rate["share"] == 0.5 and rate["flips"] == rate["ties"] == rate["n"] > 12
+
+
+def test_what_a_judge_said_that_cannot_be_read_is_counted_under_its_name(tmp_path):
+    with Running(Actor(judge="I cannot tell.")) as fake:
+        found = advised(tmp_path, fake)
+        said = " ".join(asked_for_advice(tmp_path, fake).stdout.split())
+    n = found["sampled"]
+    assert (found["judge"], found["judged"], found["unjudged"]) == ("judge", 0, {"unreadable": n})
+    assert f"Judge judge: 0 of {n} asked; left out, see failures.jsonl: {n} unreadable; 36 pairs in all" in said
+
+
+def test_a_judge_that_is_away_is_an_error_and_is_asked_again_when_it_is_back(tmp_path):
+    with Running() as fake:
+        once, nowhere = ("--set", "llm.judge.attempts=1"), "http://127.0.0.1:1/v1"
+        away = asked_for_advice(tmp_path, fake, *once, judge_url=nowhere, code=1)
+        assert "the judge judge answered none of" in away.stderr
+        assert not (tmp_path / "run" / "advise.json").exists()
+        assert advised(tmp_path, fake)["objective"] == "apo_down"
 
 
 def test_a_served_policy_answers_anew_though_the_cache_knows_its_samples(tmp_path):

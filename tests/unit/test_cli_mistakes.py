@@ -210,7 +210,25 @@ MISTAKES = [
     Mistake(
         "one prompt to split",
         both(recipe(prompts__heldout=0.5), rows("r/train.jsonl", {"prompt": "a"})),
-        ("1 distinct prompts", "at least 2"),
+        ("r/train.jsonl: prompts.heldout: ", "1 distinct prompts", "at least 2"),
+    ),
+    Mistake(
+        "one pair to advise on",
+        rows("p.jsonl", PAIRS[0]),
+        ("p.jsonl: pairs.heldout: ", "1 distinct prompts", "give more"),
+        ("advise", "--policy", "model", "--pairs", "p.jsonl", "--style", "r/style.yaml", "--out", "out"),
+    ),
+    Mistake(
+        "advise by a style without rules",
+        both(pairs_file, text("r/style.yaml", "name: s\nguideline: Be calm.")),
+        ("has no rules to judge by",),
+        ("advise", "--policy", "model", "--pairs", "p.jsonl", "--style", "r/style.yaml", "--out", "out"),
+    ),
+    Mistake(
+        "advise without style or judge",
+        pairs_file,
+        ("`style` is lacking",),
+        ("advise", "--policy", "model", "--pairs", "p.jsonl", "--out", "out"),
     ),
     Mistake("system message blank", recipe(prompts__system=" "), ("system: is blank",)),
     Mistake("hub prompts offline", recipe(prompts__train="nobody/nothing"), ("nobody/nothing", "HF_HUB_OFFLINE")),

@@ -108,9 +108,7 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
         interval = "–" if rate["low"] is None else f"{rate['low']:.1%} to {rate['high']:.1%}"
         table.add_row(f"against {side}", share, interval, *(str(rate[name]) for name in ("n", "ties", "flips")))
     console.print(table)
-    console.print(
-        f"Judge {found['judge']}; {found['judged']} of {found['pairs']} pairs judged; {found['cut']} answers were cut."
-    )
+    console.print(_judged(found), soft_wrap=True)
     for warned in found["warnings"]:
         console.print(f"Warning: {warned['text']}")
     flips = Table("wrong labels", "pull on the better", "on the worse", "on the margin (clean = 1)")
@@ -127,6 +125,16 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
     name = f"{found['objective']} (experimental)" if found["objective"] == "apo_up" else found["objective"]
     console.print(f"All of it: {folder / 'advise.json'}")
     console.print(f"Recommendation: {mark}{name}; {found['reason']}. {_more(found)}", soft_wrap=True)
+
+
+def _judged(found: dict[str, Any]) -> str:
+    """Who judged, how many of how many, and what became of the others."""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(found.get("unjudged", {}).items()))
+    left = f"; left out, see failures.jsonl: {kinds}" if kinds else ""
+    return (
+        f"Judge {found['judge']}: {found['judged']} of {found['sampled']} asked{left}; {found['pairs']} pairs in all, "
+        f"{found['cut']} answers were cut."
+    )
 
 
 def _more(found: dict[str, Any]) -> str:

@@ -35,17 +35,25 @@ class Kept(NamedTuple):
     dropped: list[Prompt]
 
 
-def split(prompts: Sequence[Prompt], *, heldout: float, seed: int = 0) -> Split:
+def split(
+    prompts: Sequence[Prompt], *, heldout: float, seed: int = 0, file: str | None = None, field: str = "heldout"
+) -> Split:
     """Hold out a share of the *distinct* prompts, at least one; all copies of a prompt land on the same side.
 
-    Which prompts are held out depends on their texts and on `seed`, not on ids or order.
+    Which prompts are held out depends on their texts and on `seed`, not on ids or order. `file` and
+    `field`, the setting of the share, are for the message of the DataError.
     """
     if not 0 < heldout < 1:
-        raise DataError(f"is {heldout}, expected a share between 0 and 1", field="heldout")
+        raise DataError(f"is {heldout}, expected a share between 0 and 1", field=field)
     keys = [_key(prompt) for prompt in prompts]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
     if len(ranked) < 2:
-        raise DataError(f"{len(prompts)} rows hold {len(ranked)} distinct prompts, expected at least 2 to split")
+        raise DataError(
+            f"{len(prompts)} rows hold {len(ranked)} distinct prompts, expected at least 2, as some are held out for "
+            "evaluation; give more",
+            file=file,
+            field=field,
+        )
     held = set(ranked[: min(max(round(heldout * len(ranked)), 1), len(ranked) - 1)])
     rows = list(zip(keys, prompts, strict=True))
     return Split([p for key, p in rows if key not in held], [p for key, p in rows if key in held])

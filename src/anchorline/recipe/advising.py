@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,7 @@ from anchorline.advise import (
     warnings_of,
 )
 from anchorline.data import answer_from_row, pair_from_row, read_json, read_pairs, write_json
-from anchorline.errors import DataError, MissingExtra, ModelError, RecipeError
+from anchorline.errors import UNANSWERED, DataError, EndpointError, MissingExtra, ModelError, RecipeError
 from anchorline.judge import style_judge
 from anchorline.pairs import make
 from anchorline.recipe.config import Recipe
@@ -58,17 +59,19 @@ def decided(recipe: Recipe, folder: Path) -> TrainSettings:
     return recipe.train.model_copy(update={"objective": {read_json(folder / ADVICE)["objective"]: 1.0}})
 
 
-def check_advise(recipe: Recipe) -> None:
+def check_advise(run: RunContext) -> None:
     """Raise a UserError, or MissingExtra, where the stage could not judge or not warn."""
     if importlib.util.find_spec("scipy") is None:
         raise MissingExtra("advising on an objective", "train")
-    if recipe.advise.judge == "llm":
-        check_endpoints(recipe, ["judge"])
-    elif recipe.style is None:
+    if run.recipe.advise.judge == "llm":
+        check_endpoints(run.recipe, ["judge"])
+    elif run.recipe.style is None:
         raise RecipeError(
             "objective auto judges by a style or a model, and `style` is lacking: give one with --set style=FILE, or a "
             "model with --set advise.judge=llm --set llm.judge.model=NAME"
         )
+    else:
+        style_judge(run.style)
 
 
 def advise_set(run: RunContext) -> list[Failure]:
@@ -82,6 +85,10 @@ def advise_set(run: RunContext) -> list[Failure]:
     failures = _answer(run, [Prompt(pair.id, pair.prompt) for pair in sample])
     answers = run.read(ANSWERED, answer_from_row)
     met, unjudged = asyncio.run(_judge(run, {pair.id: pair for pair in sample}, [a for a in answers if a.text.strip()]))
+    failures += unjudged
+    judge = settings_of(recipe, "judge").model if asked.judge == "llm" else f"style:{run.style.name}"
+    if not met and unjudged and all(failure.kind in UNANSWERED for failure in unjudged):
+        raise EndpointError(f"the judge {judge} answered none of {len(unjudged)} requests: {unjudged[0].reason}")
     run.write(JUDGED, met, compared_to_row)
     hidden, why = _hidden(run, sample)
     own = sum(p.provenance.maker in OWN and same_model(p.provenance.policy, run.policy_name) for p in pairs)
@@ -90,11 +97,12 @@ def advise_set(run: RunContext) -> list[Failure]:
     found: dict[str, Any] = {
         **rows,
         "policy": run.policy_name,
-        "judge": met[0].chosen.judge if met else None,
+        "judge": judge,
         "level": asked.level,
         "pairs": len(pairs),
         "sampled": len(sample),
         "judged": len(met),
+        "unjudged": Counter(failure.kind for failure in failures),
         "cut": sum(answer.finish == "length" for answer in answers),
         "own_rejected": own,
         "hidden": _spread(hidden) | {"skipped": why},
@@ -102,7 +110,7 @@ def advise_set(run: RunContext) -> list[Failure]:
         "flips": {name: flip_table(name) for name in dict.fromkeys((advice.objective, "apo_zero", "apo_down", "dpo"))},
     }
     write_json(run.path(ADVICE), found)
-    return [*failures, *unjudged]
+    return failures
 
 
 class OwnPairs(NamedTuple):
@@ -149,7 +157,7 @@ async def _judge(
 ) -> tuple[list[Compared], list[Failure]]:
     met: list[Compared] = []
     failures: list[Failure] = []
-    async with open_desk(run) as desk:
+    async with open_desk(run, retry_failed=True) as desk:  # a judge that was away the last time is asked again
         judge = await _judge_of(run, desk)
         with run.progress.task("judge", total=len(answers), unit="answers") as advance:
 

@@ -41,6 +41,7 @@ class Desk:
     cache: RequestCache
     budget: Budget
     stack: AsyncExitStack
+    retry_failed: bool
     bill: Bill = field(default_factory=Bill)
     built: dict[str, Endpoint] = field(default_factory=dict)
 
@@ -55,20 +56,20 @@ class Desk:
                 run=self.run.id,
                 bill=self.bill,
                 budget=self.budget,
-                retry_failed=self.run.calls.retry_failed,
+                retry_failed=self.retry_failed,
             )
             self.built[name] = await self.stack.enter_async_context(opened)
         return self.built[name]
 
 
 @asynccontextmanager
-async def open_desk(run: RunContext) -> AsyncIterator[Desk]:
-    """The desk of a run, closed at the end."""
+async def open_desk(run: RunContext, *, retry_failed: bool = False) -> AsyncIterator[Desk]:
+    """The desk of a run, closed at the end. `retry_failed`: ask again what failed, also where the run was not told to."""
     with RequestCache(cache_file(run.recipe, run.folder)) as cache:
         await price_later(cache, run.id, known_prices(run.recipe))
         budget = Budget(run.recipe.llm.budget, spent=cache.spent(run.id))
         async with AsyncExitStack() as stack:
-            yield Desk(run, cache, budget, stack)
+            yield Desk(run, cache, budget, stack, retry_failed or run.calls.retry_failed)
 
 
 def price_kept(recipe: Recipe, file: Path, run_id: str) -> None:

@@ -250,7 +250,7 @@ def check(context: RunContext, stages: list[Stage]) -> None:
     makers = _checked_makers(context, names)
     sampled = names & {*SAMPLING, "advise"}
     if "advise" in names:
-        check_advise(context.recipe)
+        check_advise(context)
     if sampled and context.recipe.llm.policy is not None:
         check_endpoints(context.recipe, ["policy"])
         sampled = set()

@@ -96,7 +96,9 @@ def read_sources(recipe: Recipe) -> Sources:
         heldout = read(sources.heldout, sources.system)
         train, dropped = drop_overlap(train, heldout)
     else:
-        train, heldout = split(train, heldout=sources.heldout, seed=recipe.seed)
+        train, heldout = split(
+            train, heldout=sources.heldout, seed=recipe.seed, file=sources.train, field="prompts.heldout"
+        )
     general, unstyled = read(sources.general), read(sources.unstyled)
     if unstyled:
         unstyled, measured = drop_overlap(unstyled, [*general, *heldout])
@@ -216,7 +218,8 @@ def _sifted(recipe: Recipe, rows: list[Row], problems: list[DataError], *, share
     if heldout is not None:
         train, dropped = drop_overlap(train, heldout)
     if share is not None:
-        train, held = split(train, heldout=share, seed=recipe.seed)
+        file, field = recipe.pairs.file or recipe.pairs.answers, "pairs" if recipe.pairs.file else "prompts"
+        train, held = split(train, heldout=share, seed=recipe.seed, file=file, field=f"{field}.heldout")
     kept, contaminated = _decontaminated(train, sources, file=recipe.pairs.file or recipe.pairs.answers)
     ids, held_ids = {prompt.id for prompt in kept[: sources.limit if sources else None]}, {prompt.id for prompt in held}
     return Given(
