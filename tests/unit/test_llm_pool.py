@@ -23,7 +23,7 @@ from anchorline.errors import (
     ServerError,
     Throttled,
 )
-from anchorline.llm.breaker import IN_A_ROW, SECONDS, WINDOW, Breaker
+from anchorline.llm.breaker import IN_A_ROW, REFUSALS, SECONDS, WINDOW, Breaker
 from anchorline.llm.fake import FakeEndpoint, Slow, broken, dropped, malformed, throttled, timed_out
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.limits import GROW_EVERY, START, Bucket, Slots
@@ -566,3 +566,15 @@ def test_a_tenth_of_faults_of_every_kind_costs_time_only() -> None:
         assert len(fake.asked) == 1100 and now() < 40
 
     virtual_run(main())
+
+
+def test_refusals_in_a_row_stop_the_run_after_answers_too() -> None:
+    breaker = Breaker()
+    breaker.success(0.0)
+    found = [breaker.failure(RequestRefused("no credit"), 0.1) for _ in range(REFUSALS)]
+    assert found[:-1] == [None] * (REFUSALS - 1) and "in a row; the last said: no credit" in str(found[-1])
+    mixed = Breaker()
+    mixed.success(0.0)
+    for _ in range(REFUSALS):
+        assert mixed.failure(RequestRefused("too long"), 0.1) is None
+        mixed.success(0.1)

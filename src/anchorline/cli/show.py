@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere
+from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere, RequestRefused
 from anchorline.progress import SILENT, Advance, Progress
 
 
@@ -150,6 +150,12 @@ def print_unanswered(failures: Mapping[str, int]) -> None:
     if unanswered:
         print(
             f"  no answer of the endpoint: {unanswered} rows; the same command with --retry-failed asks for them again"
+        )
+    refused = failures.get(RequestRefused.kind, 0)
+    if refused:
+        print(
+            f"  refused by the endpoint: {refused} rows, for the reasons in failures.jsonl; where these are mended, "
+            "--retry-failed asks for them again"
         )
 
 

@@ -15,6 +15,8 @@ IN_A_ROW = 20
 SECONDS = 60.0
 """… so long without a success: a hiccup of a few seconds stops nothing. Throttling alone may last longer."""
 THROTTLED_SECONDS = 600.0
+REFUSALS = 200
+"""So many refusals in a row, as of an account without credit, stop at once. Rows are seldom all refused for what they hold."""
 WINDOW = 200
 SHARE = 0.9
 """Or this share of the last `WINDOW` finished calls failed, throttled ones left out."""
@@ -65,6 +67,8 @@ class Breaker:
             quiet = now - (self._first if self._last_success is None else self._last_success)
             if self._last_success is None and self._row[RequestRefused.kind] == in_a_row:
                 return f"the endpoint refused all of the first {in_a_row} requests"
+            if self._row[RequestRefused.kind] == in_a_row >= REFUSALS:
+                return f"the endpoint refused {in_a_row} requests in a row"
             patience = THROTTLED_SECONDS if self._row[Throttled.kind] == in_a_row else SECONDS
             if quiet >= patience:
                 return f"no request was answered for {quiet:.0f} s ({in_a_row} failures in a row: {kinds})"
