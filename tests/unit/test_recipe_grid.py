@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anchorline.recipe.contrasts import tabled
-from anchorline.recipe.grid import Cell, CompareSettings, best, planned
+from anchorline.recipe.grid import Cell, CompareSettings, best, planned, to_come
 from anchorline.report.compare_page import build_compare_page, compare_text
 from anchorline.types import Message, Messages, Pair
 
@@ -56,6 +56,15 @@ def test_the_useful_cells_come_first_and_every_cell_once():
     assert [(c.maker, c.objective, c.learning_rate, c.seed) for c in order[7:10]] == [(*p, 1e-4, 1) for p in first[:3]]
     assert [(c.maker, c.objective, c.weight, c.seed) for c in order[10:12]] == [(*p, 2.0, 0) for p in first[:2]]
     assert len({cell.name for cell in order}) == len(order) == 13
+
+
+def test_what_is_to_come_counts_the_seeds_and_weights_that_no_rate_is_chosen_for_yet():
+    done: dict = {}
+    left = [to_come(GRID, done)]
+    while todo := [cell for cell in planned(GRID, done) if cell not in done]:
+        done[todo[0]] = result(todo[0], [True])
+        left.append(to_come(GRID, done))
+    assert left == [*range(13, -1, -1)]
 
 
 def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():

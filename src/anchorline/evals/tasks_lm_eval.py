@@ -11,6 +11,7 @@ from pathlib import Path
 from anchorline.evals.figure import Figures, make_figure
 from anchorline.evals.lm_harness import HarnessTask, harness
 from anchorline.evals.runner import Evaluation, Side
+from anchorline.evals.stats import wilson
 
 
 def lm_eval_needs(work: Evaluation) -> tuple[str, ...]:
@@ -41,7 +42,7 @@ def lm_eval_task(work: Evaluation) -> Figures:
 
 
 def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, name: str) -> Figures:
-    parts = {side: _normal(one.metrics, name) for side, one in tasks.items()}
+    parts = {side: _interval(one, name) for side, one in tasks.items()}
     both = {side: one.results(name) for side, one in tasks.items()}
     ours, theirs = both["model"], both.get("against")
     results = None
@@ -51,10 +52,15 @@ def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, 
     return make_figure(label, n, parts["model"], parts.get("against"), results, seed=work.settings.seed, unit="metric")
 
 
-def _normal(metrics: Figures, name: str) -> Figures:
-    """The metric with the harness's own standard error as a normal interval."""
+def _interval(task: HarnessTask, name: str) -> Figures:
+    """The metric with its interval: Wilson's for a share of documents; else the harness's own standard error, as normal.
+
+    A standard error of 0 says that all documents came out alike, not that the metric is known: there is no interval then.
+    """
+    value, results = task.metrics[name], task.results(name)
+    if results is not None and set(results.values()) <= {0.0, 1.0}:
+        _, low, high = wilson(sum(results.values()), len(results))
+        return {"share": value, "low": low, "high": high}
     metric, _, rest = name.partition(",")
-    error = metrics.get(f"{metric}_stderr" + (f",{rest}" if rest else ""))
-    value = metrics[name]
-    span = {} if error is None else {"low": value - 1.96 * error, "high": value + 1.96 * error}
-    return {"share": value, **span}
+    error = task.metrics.get(f"{metric}_stderr" + (f",{rest}" if rest else ""))
+    return {"share": value, "low": value - 1.96 * error, "high": value + 1.96 * error} if error else {"share": value}

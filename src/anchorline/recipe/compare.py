@@ -29,7 +29,7 @@ from anchorline.recipe.cells import RESULT, answered, claimed, finished, run_cel
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.contrasts import tabled
-from anchorline.recipe.grid import Cell, CompareSettings, Voice, planned
+from anchorline.recipe.grid import Cell, CompareSettings, Voice, planned, to_come
 from anchorline.recipe.manifest import content_hash, open_folder
 from anchorline.recipe.run import match_sets, run
 from anchorline.recipe.stages import AGAIN, SETS, retains
@@ -73,7 +73,9 @@ def compare(
         for cell, place in places.items():
             with claimed(place) as ours:
                 if ours and not finished(cell, context, sets[cell.maker], place):
-                    with progress.task(f"cell {cell.name} ({len(todo)} to go)", total=1, unit="cells") as advance:
+                    with progress.task(
+                        f"cell {cell.name} ({to_come(grid, done)} to go)", total=1, unit="cells"
+                    ) as advance:
                         run_cell(cell, context, sets[cell.maker], place)
                         advance(1)
                     slowest = max(slowest, time.monotonic() - begun)
@@ -85,8 +87,8 @@ def compare(
                 time.sleep(WAIT)
                 advance(1)
             continue
-        _write(folder, context, grid, sets, before, done | {cell: read_json(place / RESULT)}, todo=len(todo) - 1)
-    return _write(folder, context, grid, sets, before, done, todo=len(todo))
+        _write(folder, context, grid, sets, before, done | {cell: read_json(place / RESULT)})
+    return _write(folder, context, grid, sets, before, done)
 
 
 def _checked(recipe: Recipe) -> CompareSettings:
@@ -208,8 +210,6 @@ def _write(
     sets: Mapping[str, Sequence[Pair]],
     before: Mapping[str, Any],
     done: Mapping[Cell, Mapping[str, Any]],
-    *,
-    todo: int,
 ) -> dict[str, Any]:
     from anchorline.report.compare_page import compare_text, write_compare_page
 
@@ -217,7 +217,7 @@ def _write(
         return all(check(context.style, prompt, answer).values())
 
     found = tabled(grid, sets, done, keeps=keeps)
-    table = {"name": context.recipe.name, "todo": todo, "before": before, **found}
+    table = {"name": context.recipe.name, "todo": to_come(grid, done), "before": before, **found}
     write_json(folder / "compare.json", table)
     write_compare_page(folder / "compare.html", table)
     (folder / "compare.txt").write_text(compare_text(table), encoding="utf-8")
