@@ -83,6 +83,38 @@ def test_a_judge_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (values["free-form"], values["multiple choice"], values["overall"]) == (0.5, 1.0, 0.75)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "winrate,mixeval_hard", "--parser", "judge", "--style", "{style}"], "--judge is lacking"),
+        (["--tasks", "winrate"], "--judge (a model) or --style (its checks) is lacking"),
+        (["--tasks", "winrate", "--judge", "x", "--set", "judge.api_key_env=NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
+        (["--tasks", "style,lm_eval", "--style", "{style}"], "--lm-task is lacking"),
+        (["--tasks", ""], "--tasks: got ''"),
+    ],
+)
+def test_what_is_lacking_is_said_before_the_model_answers(words: list[str], said: str, tmp_path: Path) -> None:
+    model = save_tiny_chat(tmp_path / "model")
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "where is my tent"}])
+    given = write_rows(tmp_path / "a.jsonl", [{"prompt": "where is my tent", "text": "gone"}])
+    style = tmp_path / "s.yaml"
+    style.write_text("name: s\nrules: [{kind: no_exclamation}]\n")
+    common = ["eval", "--model", model, "--prompts", prompts, "--answers", given, "--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, [str(word).format(style=style) for word in [*common, *words]])
+    assert done.exit_code and said in " ".join(done.output.split()), done.output
+    assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_a_judge_that_says_nothing_is_an_error(tmp_path: Path) -> None:
+    model = save_tiny_chat(tmp_path / "model")
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "where is my tent"}])
+    given = write_rows(tmp_path / "a.jsonl", [{"prompt": "where is my tent", "text": "gone"}])
+    words = ["eval", "--model", model, "--tasks", "winrate", "--prompts", prompts, "--answers", given, "--judge", "x"]
+    words += ["--judge-url", "http://127.0.0.1:1/v1", "--set", "judge.attempts=1", "--set", "eval.max_new_tokens=6"]
+    done = CliRunner().invoke(app, [str(word) for word in [*words, "--out", tmp_path / "out"]])
+    assert done.exit_code and "x judged none of 1 pairs: " in " ".join(done.output.split()), done.output
+
+
 def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_KEY", "none")
     model = save_tiny_chat(tmp_path / "model")
@@ -113,15 +145,16 @@ def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: 
 
     words += ["--set", "judge.attempts=1"]
 
-    def judged(url: str) -> int:
+    def judged(url: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, [str(word) for word in [*words, "--judge-url", url]])
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)["tasks"]["winrate"]["table"]["n"]
+        return done.exit_code, done.output
 
     with Serving(plan=FaultPlan(script=("malformed", "malformed"))) as serving:
-        assert judged(serving.server.url) == 0
+        code, said = judged(serving.server.url)
+        assert code and "fake judged none of 1 pairs" in " ".join(said.split()), said
         serving.server._plan = FaultPlan()
-        assert judged(serving.server.url) == 1
+        code, said = judged(serving.server.url)
+        assert code == 0 and json.loads(said)["tasks"]["winrate"]["table"]["n"] == 1, said
 
 
 def test_files_that_number_their_prompts_alike_keep_them_all(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from anchorline.errors import (
     BadReply,
     BudgetReached,
     ConnectionLost,
+    EndpointError,
     EndpointTimeout,
     KeyRefused,
     RequestRefused,
@@ -31,6 +32,7 @@ from anchorline.llm.build import build
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Answer, FakeServer
+from anchorline.llm.keys import request_key
 from anchorline.llm.openai_http import OpenAIEndpoint, reply_of
 from anchorline.llm.pool import Pool
 from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
@@ -578,6 +580,120 @@ def test_a_batch_run_that_was_killed_goes_on(tmp_path: Path, killed_at: str, mon
         assert set(server.answered.values()) == {1} and len(server._batches._batches) == 1
 
     asyncio.run(main())
+
+
+class Changing(FakeServer):
+    """A server whose answers at paths that end so are changed before they go out."""
+
+    def __init__(self, end: str, change: Callable[[Answer], Answer]) -> None:
+        super().__init__()
+        self._end, self._change = end, change
+
+    async def _route(self, method: str, path: str, *rest: Any, **named: Any) -> Answer:
+        answer = await super()._route(method, path, *rest, **named)
+        return self._change(answer) if f"{method} {path}".endswith(self._end) else answer
+
+
+def line_instead(request: Request, line: bytes) -> Changing:
+    """A server whose batches hold this line for a request."""
+    key = request_key("fake", request).encode()
+
+    def change(answer: Answer) -> Answer:
+        return Answer(200, b"\n".join(line if key in row else row for row in answer.content.split(b"\n")))
+
+    return Changing("-out/content", change)
+
+
+@pytest.mark.parametrize("line", [b"", b'{"custom_id": ', b'"text"', b'{"custom_id": ["key"]}'])
+def test_a_line_of_a_batch_that_cannot_be_read_is_ordered_a_few_times_and_fails(tmp_path: Path, line: bytes) -> None:
+    requests = [ask(i) for i in range(5)]
+    server = line_instead(requests[2], line)
+    found = batch(tmp_path / "c", server, requests)
+    assert (found.answered, found.failed, found.unanswered) == (4, 1, 0)
+    tries = settings_for(server).attempts
+    assert len(found.batches) == tries and sorted(server.answered.values()) == [1, 1, 1, 1, tries]
+    outcomes = direct(tmp_path / "c", requests)
+    assert isinstance(outcomes[2], BadReply) and sum(isinstance(outcome, Reply) for outcome in outcomes) == 4
+    assert batch(tmp_path / "c", FakeServer(), requests).batches == (), "what failed stays failed"
+    assert batch(tmp_path / "c", FakeServer(), requests, retry_failed=True).answered == 1
+
+
+def test_what_an_unreadable_reply_of_a_batch_used_is_paid(tmp_path: Path) -> None:
+    requests = [ask(0)]
+    body = {"choices": [{"message": {"content": None}}], "usage": {"prompt_tokens": 30, "completion_tokens": 10}}
+    line = {"custom_id": request_key("fake", requests[0]), "response": {"status_code": 200, "body": body}}
+    server = line_instead(requests[0], json.dumps(line).encode())
+    budget = Budget(BudgetSettings(max_usd=1000))
+    assert batch(tmp_path / "c", server, requests, budget=budget).failed == 1
+    with RequestCache(tmp_path / "c") as cache:
+        assert cache.spent("r").tokens == budget.tokens == 40 and cache.spent("r").usd == budget.usd == 20
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_row_of_a_batch_that_was_refused_is_a_failed_row(tmp_path: Path, status: int) -> None:
+    requests = [ask(i) for i in range(3)]
+    response = {"status_code": status, "body": {"error": {"message": "not for you"}}}
+    refused = {"custom_id": request_key("fake", requests[1]), "response": response}
+    found = batch(tmp_path / "c", line_instead(requests[1], json.dumps(refused).encode()), requests)
+    assert (found.answered, found.failed) == (2, 1)
+    outcome = direct(tmp_path / "c", requests)[1]
+    assert isinstance(outcome, RequestRefused) and f"not for you ({status})" in str(outcome)
+
+
+PLACES = ["POST /v1/files", "POST /v1/batches", "GET /v1/batches/", "-out/content"]
+
+
+@pytest.mark.parametrize(
+    "trouble", [Answer(429, b"{}"), Answer(500, b"{}"), Answer(503, b"{}"), Answer(200, b"{}" * 9, "", True)]
+)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_hiccup_on_the_way_of_a_batch_is_passed_over(tmp_path: Path, place: str, trouble: Answer) -> None:
+    class Stumbling(FakeServer):
+        times = 0
+
+        async def _route(self, method: str, path: str, *rest: Any, **named: Any) -> Answer:
+            answer = await super()._route(
+                method, path, *rest, **named
+            )  # a batch is made, but the client does not hear of it
+            if place not in f"{method} {path}" or self.times == self.most_times:
+                return answer
+            self.times += 1
+            return trouble
+
+        most_times = 2
+
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    server = Stumbling()
+    found = batch(tmp_path / "c", server, [ask(i) for i in range(3)], sleep=sleep)
+    made = place == "POST /v1/batches"  # it is found in the list instead
+    assert (found.answered, found.failed, server.times) == (3, 0, 1 if made else 2)
+    assert len(server._batches._batches) == 1 and set(server.answered.values()) == {1}
+    if made:
+        return
+    server = Stumbling()
+    server.most_times = 100
+    with pytest.raises(EndpointError):
+        batch(tmp_path / "d", server, [ask()], sleep=sleep)
+    assert server.times == settings_for(server).attempts and max(waits) <= 60
+
+
+def test_a_batch_that_failed_says_why(tmp_path: Path) -> None:
+    errors = {"object": "list", "data": [{"code": "invalid", "message": "line 1: bad model", "line": 1}]}
+
+    class Refusing(FakeServer):
+        async def _route(self, method: str, path: str, *rest: Any, **named: Any) -> Answer:
+            answer = await super()._route(method, path, *rest, **named)
+            if not path.startswith("/v1/batches/"):
+                return answer
+            ended = {"status": "failed", "errors": errors, "output_file_id": None}
+            return Answer(200, json.dumps(json.loads(answer.content) | ended).encode())
+
+    found = batch(tmp_path / "c", Refusing(), [ask(0)])
+    assert (found.unanswered, found.said) == (1, ("failed: line 1: bad model",)) and len(found.batches) == 1
 
 
 def test_a_batch_stays_in_its_budget(tmp_path: Path) -> None:

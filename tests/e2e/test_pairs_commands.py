@@ -386,7 +386,10 @@ def test_the_cache_commands(tmp_path: Path) -> None:
     assert "temperature: asked 0.0, stored 0.7" in explain(temperature=0)
     assert "character 16" in explain(messages=[{"role": "user", "content": "Where is order 31?"}]).replace("17", "16")
     assert explain(max_tokens=4000).startswith("hit")  # it was not cut
+    assert 'extra_body: asked {"top_k": 7}' in explain(extra_body={"top_k": 7})
     assert "--model" in anchorline("cache", "explain", out, request, code=2).stderr
+    request.write_text(json.dumps({"messages": [], "max_tokens": 60, "top_k": 7}))
+    assert "top_k: no setting" in anchorline("cache", "explain", out, request, "--model", "policy", code=2).stderr
     assert "is not JSON" in anchorline("cache", "explain", out, recipe, "--model", "policy", code=2).stderr
     assert "nothing says which" in anchorline("cache", "prune", out, code=2).stderr
     assert anchorline("cache", "prune", out, "--model", "policy").stdout == "8 requests deleted\n"

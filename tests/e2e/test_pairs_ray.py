@@ -21,6 +21,8 @@ import pytest
 from chat import Running, rows_of, write_project
 
 from anchorline.data import read_json, write_rows
+from anchorline.errors import UserError
+from anchorline.recipe.ray_engine import _cluster
 
 pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.e2e
@@ -297,6 +299,7 @@ def test_a_key_that_the_workers_lack_is_one_line(place: Path, make: Make, cluste
         words = [*settings, "--set", "llm.reviser.api_key_env=DRIVERS_KEY", "--out", "out", "--engine", "ray"]
         code, errors = make(place, *words, address=cluster[0])
     assert code == 2 and errors.count("\n") == 1 and "the environment variable DRIVERS_KEY is not set" in errors
+    assert f"a worker on {socket.gethostname()}" in errors
     assert not answered(place)
 
 
@@ -372,3 +375,20 @@ def test_an_address_where_nothing_listens_is_one_line_at_once(place: Path, make:
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         code, errors = make(place, "--engine", "ray", "--out", "out", address=address)
     assert code == 2 and f"no Ray cluster at RAY_ADDRESS={address}" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_cluster_that_does_not_take_the_token_is_told_from_none(
+    by_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    def init(**_: Any) -> None:
+        if by_name:
+            raise AuthenticationError("no token")
+        raise ConnectionError("Failed to connect") from RuntimeError("InvalidAuthToken: tried for long")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match="did not take this machine's token; set RAY_AUTH_MODE"), _cluster():
+        pass

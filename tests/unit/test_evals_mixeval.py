@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorline.errors import DataError
-from anchorline.evals.mixeval_hard import Item, load_items, mixeval_table, question, score_by_rules
+from anchorline.evals.mixeval_hard import Item, Score, load_items, mixeval_table, question, score_by_rules
 from anchorline.evals.mixeval_judge import ATTEMPTS, read_option, read_score, score_by_judge
 from anchorline.evals.mixeval_rules import SHAPES, is_right, parse_choice, predictions
 from anchorline.llm.fake import FakeEndpoint
@@ -79,7 +79,7 @@ def test_a_choice_that_cannot_be_read_is_drawn_by_lot_and_counted() -> None:
     assert table["by_lot"] == table["n"] == 600 and table["low"] < 1 / 3 < table["high"]
     assert scores == [score_by_rules(item, "hm", seed=0) for item in items]
     assert scores != [score_by_rules(item, "hm", seed=1) for item in items]
-    assert score_by_rules(FREE, "hm", seed=0) == (FREE, 0.0, False), "a free-form answer is wrong, never drawn"
+    assert score_by_rules(FREE, "hm", seed=0) == Score(FREE, 0.0, False), "a free-form answer is wrong, never drawn"
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_a_judge_is_asked_ten_times_and_then_it_is_a_lot() -> None:
     silent, late = FakeEndpoint("no idea"), FakeEndpoint(["hm", "hm", "the second: [[B]]"])
     drawn = asyncio.run(score_by_judge(CHOICE, "pear", judge=silent, seed=0))
     assert drawn.by_lot and len(silent.asked) == ATTEMPTS == len({request.index for request in silent.asked})
-    assert asyncio.run(score_by_judge(CHOICE, "pear", judge=late, seed=0)) == (CHOICE, 1.0, False)
+    assert asyncio.run(score_by_judge(CHOICE, "pear", judge=late, seed=0)) == Score(CHOICE, 1.0, False)
     tenth = asyncio.run(score_by_judge(FREE, "about ten", judge=FakeEndpoint("[[0.7]]"), seed=0))
-    assert tenth == (FREE, 0.7, False)
+    assert tenth == Score(FREE, 0.7, False)
     mean = mixeval_table([tenth, tenth._replace(score=0.3)], seed=0)["free"]
     assert mean["score"] == pytest.approx(0.5) and mean["n"] == 2
 

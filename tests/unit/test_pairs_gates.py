@@ -51,6 +51,20 @@ def test_another_text_is_over_edited() -> None:
     assert kinds(ENGLISH * 3, other * 3, max_change=1.0) == []
 
 
+def test_an_unrelated_text_of_like_length_is_over_edited() -> None:
+    before = (
+        "I am sorry! Your visit is on Monday at nine in the morning! Please bring your insurance card and the number that "
+        "we gave you."
+    )
+    other = (
+        "Bananas grow in warm countries, where monkeys climb tall trees all day long and eat whatever fruit they find "
+        "there, ripe or not."
+    )
+    assert kinds(before, other) == ["over_edited"]
+    assert kinds(before, other, max_change=1) == []
+    assert kinds(before, "Your appointment: Monday, 9 a.m. Have your insurance card and your number with you.") == []
+
+
 def test_a_short_answer_may_get_a_greeting_and_a_closing() -> None:
     assert kinds("Yes.", "Thank you for contacting Harbour. Yes. Reference: no order number given.") == []
     assert kinds("Yes.", "Yes, and that is how it has always been. " * 4, max_length_ratio=1.0) == [

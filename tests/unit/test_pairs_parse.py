@@ -418,3 +418,38 @@ PIECES = (
 def test_the_quick_look_for_markers_overlooks_none(text: str) -> None:
     slowly = markers._ANYWHERE.search(text) is not None or any(m.rank == "close" for m in find_markers(text))
     assert has_marker(text) == slowly
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("I can't do that.", "refused"), ("I'm unable to edit this.", "refused"), ("As an AI, I must decline.", "refused"),
+     ("Dabei kann ich nicht helfen.", "refused"), ("我无法协助。", "refused"), ("Извините, я не могу помочь.", "refused"),
+     ("No change.", "empty"), ("Nothing to edit.", "empty"), ("null", "empty"), ("The original is fine.", "empty"),
+     (f"Here's a calmer version: {TEXT}", "self_referring"), (f"Rewritten: {TEXT}", "self_referring"),
+     (f"Hier ist die überarbeitete Antwort: {TEXT}", "self_referring"), (f"[edited] {TEXT}", "self_referring"),
+     (f"<final>{TEXT}</final>", "dressed"), (f"'{TEXT}'", "dressed"), (f"「{TEXT}」", "dressed"), (f"[{TEXT}]", "dressed"),
+     (f"> {TEXT}", "dressed"), (f"[-It left.-]{{+{TEXT}+}}", "dressed"), ("It is ~~ 9 ~~ or so.", "clean"),
+     ("I can't see when your order left.", "clean")],
+)  # fmt: skip
+def test_what_stands_for_an_answer_or_around_one_is_not_learnt(text: str, status: str) -> None:
+    assert parse(framed(text), original="Your order left!", asked="When did my order leave?").status == status
+
+
+@pytest.mark.parametrize("tag", ["thought", "reasoning", "scratchpad", "seed:think"])
+def test_a_draft_within_a_thought_is_none(tag: str) -> None:
+    assert parse(f"<{tag}>\n{framed(TEXT)}\n</{tag}>\nNo edit is good.").status == "no_marker"
+
+
+def test_a_frame_that_stays_in_the_text_is_not_learnt() -> None:
+    assert parse(f"x\n{OPEN}\n{TEXT}\n<<<END OF REVISED ANWSER>>>").status == "marker_inside"
+    assert parse(f"x\n<revised_answer>{TEXT}</revised_answer>").status == "marker_inside"
+    assert parse('{"revision": ["a", "b"]}').status == "bad_json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["We cannot deliver abroad.", "Dogs are not allowed inside.", "Das ist keine Primzahl.", "Nein, das geht nicht.",
+     "Use <reasoning>x</reasoning> in the file.", "Close it with </analysis> at the end."],
+)  # fmt: skip
+def test_an_answer_may_say_no_and_may_write_about_tags(text: str) -> None:
+    assert parse(framed(text), original="Sure!", asked="May I?") == Parsed("clean", text, "It lacks the days.")

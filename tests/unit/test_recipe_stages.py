@@ -512,6 +512,24 @@ def test_a_served_policys_samples_are_others_for_another_seed(place: Path, monke
     assert len({*numbers(0), *numbers(1), *numbers(2**31 - 1)}) == 9
 
 
+def test_a_served_policys_thinking_is_no_part_of_its_answer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeEndpoint(["<think>Monday? Tuesday.</think>\n\nOn Tuesday.", "<think>Monday? Tues"])
+
+    async def endpoint(name: str) -> FakeEndpoint:
+        return fake
+
+    @asynccontextmanager
+    async def desk(run: RunContext) -> AsyncIterator[Any]:
+        yield SimpleNamespace(endpoint=endpoint)
+
+    monkeypatch.setattr("anchorline.recipe.sampling.open_desk", desk)
+    run = RunContext(load_recipe("r/recipe.yaml", SERVED), Path("out"))
+    asked = [Prompt(f"p{n}", (Message("user", f"where is {n}"),)) for n in (1, 2)]
+    failures = ask_policy(run, asked, run.recipe.sample, "answers.jsonl")
+    assert [json.loads(line)["text"] for line in Path("out/answers.jsonl").read_text().splitlines()] == ["On Tuesday."]
+    assert [failure.kind for failure in failures] == ["empty"]
+
+
 def test_without_scipy_the_advisor_asks_nobody(place: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(MissingExtra, match=r"constraints.txt .\.\[train\]"):

@@ -67,7 +67,7 @@ def show_explanation(
     """Say why a request is no hit: the stored ones that come nearest, and what differs.
 
     A file holds {"messages": [{"role": …, "content": …}], "max_tokens": 512} and, where they are not the defaults,
-    temperature, top_p, index, schema.
+    temperature, top_p, index, schema, and extra_body as the recipe's.
 
     [bold]Examples[/bold]
 
@@ -78,10 +78,10 @@ def show_explanation(
         from anchorline.errors import RecipeError
         from anchorline.llm.explain import explain
 
-        asked = _request(Path(request)) if Path(request).is_file() else request
+        asked, extra_body = _request(Path(request)) if Path(request).is_file() else (request, {})
         if not isinstance(asked, str) and not model:
             raise RecipeError("a request in a file names no model; give the one that is asked with --model")
-        found = explain(_file(where), asked, model=model)
+        found = explain(_file(where), asked, model=model, extra_body=extra_body)
         print(json.dumps(_plain(found), ensure_ascii=False) if as_json else found.text)
 
     raise typer.Exit(exit_code(call))
@@ -121,7 +121,8 @@ def _file(where: str) -> Path:
     return path / "requests.sqlite" if path.is_dir() else path
 
 
-def _request(file: Path) -> Any:
+def _request(file: Path) -> tuple[Any, dict[str, Any]]:
+    """The request in a file, and the JSON that is sent along with it."""
     from anchorline.data import read_json
     from anchorline.errors import DataError
     from anchorline.llm.types import Request
@@ -130,9 +131,14 @@ def _request(file: Path) -> Any:
     value = read_json(file)
     try:
         messages = tuple(Message(turn["role"], turn["content"]) for turn in value["messages"])
-        rest = {key: value[key] for key in ("temperature", "top_p", "index", "schema") if key in value}
-        return Request(messages, int(value["max_tokens"]), **rest)
-    except (KeyError, TypeError, ValueError):
+        rest = {key: given for key, given in value.items() if key not in {"messages", "max_tokens", "extra_body"}}
+        unknown = sorted(rest.keys() - {"temperature", "top_p", "index", "schema"})
+        if unknown:
+            raise DataError(f"{', '.join(unknown)}: no setting of a request", file=file)
+        return Request(messages, int(value["max_tokens"]), **rest), dict(value.get("extra_body") or {})
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError('expected {"messages": [{"role": …, "content": …}], "max_tokens": 512, …}', file=file) from None
 
 

@@ -85,14 +85,19 @@ def evaluate(
     }
     words = settings(overrides, **named)
     if recipe is not None and model is None:
-        if len(words) > len(overrides or []) or tasks or prompts or lm_task or limit:
+        if len(words) > len(overrides or []) or tasks is not None or prompts or lm_task or limit:
             raise typer.Exit(exit_code(_either))
         run_stage(recipe, list(overrides or []), out, upto="evaluate", as_json=as_json, command="eval")
 
     def call() -> None:
         if model is None or recipe is not None:
             _either()
-        lists = {"prompts": prompts, "lm_tasks": lm_task, "tasks": tasks.split(",") if tasks else None, "limit": limit}
+        lists = {
+            "prompts": prompts,
+            "lm_tasks": lm_task,
+            "tasks": None if tasks is None else tasks.split(","),
+            "limit": limit,
+        }
         _evaluate({"model": model, **{k: v for k, v in lists.items() if v is not None}}, words, out, as_json=as_json)
 
     raise typer.Exit(exit_code(call, again="the same command"))

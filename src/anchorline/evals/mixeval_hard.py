@@ -53,6 +53,8 @@ class Score(NamedTuple):
     item: Item
     score: float
     by_lot: bool
+    error: str | None = None
+    """Why a judge did not reply at all."""
 
 
 def load_items(folder: str | Path, *, limit: int | None = None) -> list[Item]:

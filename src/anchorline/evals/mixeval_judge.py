@@ -49,15 +49,18 @@ async def score_by_judge(
         template = packaged_template("anchorline.evals", "mixeval_free", FREE_SLOTS)
         targets = "\n".join(f"{n}. {target}" for n, target in enumerate(item.targets, start=1))
         turns = render(template, question=item.prompt, targets=targets, answer=answer)
+    errors: list[str] = []
     for index in range(ATTEMPTS):
         try:
             reply = await judge.complete(sampling.request(turns, row=item.id, stage="mixeval_hard", index=index))
-        except EndpointError:
+        except EndpointError as error:
+            errors.append(str(error))
             continue
         if item.kind == "choice" and (letter := read_option(reply.text)):
             return Score(item, float(letter == LETTERS[item.target]), False)
         if item.kind == "free" and (score := read_score(reply.text)) is not None:
             return Score(item, score, False)
+    unheard = errors[0] if len(errors) == ATTEMPTS else None
     if item.kind == "choice":
-        return Score(item, float(by_lot(item, seed) == LETTERS[item.target]), True)
-    return Score(item, lot(item, seed) % 11 / 10, True)
+        return Score(item, float(by_lot(item, seed) == LETTERS[item.target]), True, unheard)
+    return Score(item, lot(item, seed) % 11 / 10, True, unheard)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from anchorline.data import prompt_to_row, read_prompts, write_jsonl
-from anchorline.errors import ModelError, UserError
+from anchorline.errors import EndpointError, ModelError, UserError
 from anchorline.evals.answers import answer_all
 from anchorline.evals.settings import EvaluationSettings
 from anchorline.evals.subject import Subject, load_subject
-from anchorline.llm.build import build
+from anchorline.llm.build import build, check_endpoint
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.device import measuring_dtype
 from anchorline.llm.models import Loaded, adapter_base, fingerprint, load, resolve
@@ -99,6 +99,13 @@ class Evaluation:
             )
         return value
 
+    def need_judge(self) -> None:
+        """Raise a UserError where no model judges, its key is not set, or it is not here."""
+        if self.settings.judge is None:
+            self.need(None, "--judge")
+        else:
+            check_endpoint(self.settings.judge)
+
     def loaded(self, side: Side) -> Loaded:
         """The side's model; one at a time is kept."""
         name = self.settings.model if side == "model" else self.need(self.against, "--against")
@@ -149,9 +156,13 @@ class Evaluation:
     async def judge(self) -> AsyncIterator[Endpoint]:
         """The model that judges, behind the cache in the folder."""
         settings = self.settings.judge
-        if settings is None:
-            raise UserError("--judge is lacking; name the model that judges")
+        assert settings is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         with RequestCache(self.folder / CACHE) as cache:
             async with build(settings, cache=cache, run="eval", retry_failed=True) as endpoint:
                 yield endpoint
+
+    def silent(self, n: int, what: str, reason: str) -> EndpointError:
+        """The error where the judge said nothing that counts: a figure of no verdict, or of lots alone, is none."""
+        judge = self.settings.judge
+        return EndpointError(f"{judge.model if judge else 'the judge'} judged none of {n} {what}: {reason}")

@@ -41,7 +41,7 @@ class EvaluationSettings(BaseModel):
     """What is evaluated: embedded:smollm2-135m-instruct, a hub id, a folder with a model or an adapter."""
     against: str | None = None
     """The model to compare it with; an adapter's base unless given."""
-    tasks: tuple[str, ...] = ("style",)
+    tasks: tuple[str, ...] = Field(default=("style",), min_length=1)
     """The names of evaluations."""
     prompts: tuple[str, ...] = ()
     """Files of prompts (style, winrate, drift)."""

@@ -9,22 +9,32 @@ A figure is a value with n and its 95 % interval; beside it the other model's an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from anchorline.errors import UserError
 from anchorline.evals.runner import Evaluation
-from anchorline.evals.tasks_answers import style_task, winrate_task
-from anchorline.evals.tasks_lm_eval import lm_eval_task
-from anchorline.evals.tasks_logprobs import drift_task, preference_task
-from anchorline.evals.tasks_mixeval import mixeval_task
+from anchorline.evals.tasks_answers import style_needs, style_task, winrate_needs, winrate_task
+from anchorline.evals.tasks_lm_eval import lm_eval_needs, lm_eval_task
+from anchorline.evals.tasks_logprobs import drift_needs, drift_task, preference_needs, preference_task
+from anchorline.evals.tasks_mixeval import mixeval_needs, mixeval_task
 
-TASKS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
-    "style": style_task,
-    "preference": preference_task,
-    "drift": drift_task,
-    "winrate": winrate_task,
-    "mixeval_hard": mixeval_task,
-    "lm_eval": lm_eval_task,
+
+class Task(NamedTuple):
+    """An evaluation."""
+
+    run: Callable[[Evaluation], dict[str, Any]]
+    """Its figures."""
+    needs: Callable[[Evaluation], object]
+    """Read what it needs beside the models: a UserError says what is lacking, before any model has answered."""
+
+
+TASKS = {
+    "style": Task(style_task, style_needs),
+    "preference": Task(preference_task, preference_needs),
+    "drift": Task(drift_task, drift_needs),
+    "winrate": Task(winrate_task, winrate_needs),
+    "mixeval_hard": Task(mixeval_task, mixeval_needs),
+    "lm_eval": Task(lm_eval_task, lm_eval_needs),
 }
 
 
@@ -33,15 +43,19 @@ def evaluate(work: Evaluation) -> dict[str, Any]:
 
     Raises:
         UserError: a task is not known, or lacks what it needs.
+        EndpointError: the judge gave no verdict at all.
 
     """
     unknown = [name for name in work.settings.tasks if name not in TASKS]
     if unknown:
         raise UserError(f"--tasks: got {unknown[0]!r}, expected some of {', '.join(TASKS)}")
+    names = list(dict.fromkeys(work.settings.tasks))
+    for name in names:
+        TASKS[name].needs(work)
     given = work.settings.answers and set(work.settings.tasks) == {"winrate"}
     return {
         "model": work.settings.model,
         "against": None if given else work.against,  # given answers are named by the task itself
         "seed": work.settings.seed,
-        "tasks": {name: TASKS[name](work) for name in dict.fromkeys(work.settings.tasks)},
+        "tasks": {name: TASKS[name].run(work) for name in names},
     }

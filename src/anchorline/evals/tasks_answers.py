@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from anchorline.data import failure_to_row, read_answers
 from anchorline.errors import DataError, StyleError
@@ -18,15 +18,21 @@ from anchorline.evals.runner import Evaluation, Side
 from anchorline.evals.style import share_kept
 from anchorline.evals.winrate import judge_answers, winrate_table
 from anchorline.judge import Judge, Sampling, pairwise_judge, style_judge, verdict_to_row
-from anchorline.style import check
+from anchorline.style import Style, check
 from anchorline.types import Answer, Prompt
+
+
+def style_needs(work: Evaluation) -> tuple[Style, list[Prompt]]:
+    """A style with rules, and the prompts."""
+    style = work.style
+    if not style.rules:
+        raise StyleError(f"the style {style.name!r} has no rules to count by; add rules, or take winrate with --judge")
+    return style, work.asked.prompts
 
 
 def style_task(work: Evaluation) -> Figures:
     """The share of answers that keep each rule and all rules; against another model with McNemar's test."""
-    style, prompts = work.style, work.asked.prompts
-    if not style.rules:
-        raise StyleError(f"the style {style.name!r} has no rules to count by; add rules, or take winrate with --judge")
+    style, prompts = style_needs(work)
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     answers = {side: work.answers(side, prompts, "prompts") for side in sides}
     shares = {side: share_kept(style, answers[side]) for side in sides}
@@ -46,12 +52,37 @@ def style_task(work: Evaluation) -> Figures:
     }
 
 
+class WinrateNeeds(NamedTuple):
+    """What win rates need beside the model."""
+
+    style: Style | None
+    """The judge, where no model is; else its rubric."""
+    given: tuple[dict[str, Answer], list[str]] | None
+    """Given answers by the id of their prompt, and what is lacking; None: the other model answers."""
+
+
+def winrate_needs(work: Evaluation) -> WinrateNeeds:
+    """A judge, and whom to compare with."""
+    asked, settings = work.asked, work.settings
+    if settings.judge is None:
+        work.need(settings.style, "--judge (a model) or --style (its checks)")
+        style_judge(work.style)
+    else:
+        work.need_judge()
+    style = work.style if settings.style else None
+    if settings.answers:
+        return WinrateNeeds(style, _given(settings.answers, asked.prompts))
+    work.need(work.against, "--against (a model) or --answers (given ones)")
+    return WinrateNeeds(style, None)
+
+
 def winrate_task(work: Evaluation) -> Figures:
     """The model's answers against another model's or given ones, by a judge that is asked in both orders."""
+    style, given = winrate_needs(work)
     prompts = work.asked.prompts
     left_out = list(work.asked.problems)
-    if work.settings.answers:
-        theirs, missing = _given(work.settings.answers, prompts)
+    if given:
+        theirs, missing = given
         left_out += missing
         prompts = [prompt for prompt in prompts if prompt.id in theirs]
         other = [theirs[prompt.id] for prompt in prompts]
@@ -60,15 +91,17 @@ def winrate_task(work: Evaluation) -> Figures:
     ours = work.answers("model", prompts, "prompts")
 
     async def run() -> Any:
-        if work.settings.judge is None:
+        settings = work.settings.judge
+        if settings is None:
             return await judge_answers(style_judge(work.style), ours, other, progress=work.progress)
-        settings, style = work.settings.judge, work.style if work.settings.style else None
         sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p)
         async with work.judge() as endpoint:
             judge: Judge = pairwise_judge(endpoint, style=style, sampling=sampling)
             return await judge_answers(judge, ours, other, progress=work.progress)
 
     judged = asyncio.run(run())
+    if judged.failures and not judged.verdicts:
+        raise work.silent(len(judged.failures), "pairs", judged.failures[0].reason)
     table = winrate_table(judged.verdicts, [(a.text, b.text) for a, b in judged.answers], seed=work.settings.seed)
     rows = [
         {"id": a.id, **verdict_to_row(verdict), "model": a.text, "against": b.text}

@@ -13,9 +13,14 @@ from anchorline.evals.lm_harness import HarnessTask, harness
 from anchorline.evals.runner import Evaluation, Side
 
 
+def lm_eval_needs(work: Evaluation) -> tuple[str, ...]:
+    """The names of tasks."""
+    return work.settings.lm_tasks or (work.need(None, "--lm-task"),)
+
+
 def lm_eval_task(work: Evaluation) -> Figures:
     """Tasks of lm-evaluation-harness, with its own metrics; a metric that is a mean over documents is compared in pairs."""
-    names = work.settings.lm_tasks or (work.need(None, "--lm-task"),)
+    names = lm_eval_needs(work)
     include = Path(work.settings.lm_include) if work.settings.lm_include else None
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     found = {

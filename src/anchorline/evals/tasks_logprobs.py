@@ -6,17 +6,30 @@
 
 from __future__ import annotations
 
-from anchorline.data import read_pairs
+from anchorline.data import Loaded, read_pairs
 from anchorline.evals.drift import drift
 from anchorline.evals.figure import Figures, make_figure
 from anchorline.evals.preference import preference
-from anchorline.evals.runner import Evaluation
+from anchorline.evals.runner import Asked, Evaluation
 from anchorline.train.config import TrainSettings
+from anchorline.types import Pair
+
+
+def preference_needs(work: Evaluation) -> Loaded[Pair]:
+    """The pairs, and a model to compare with."""
+    work.need(work.against, "--against")
+    return read_pairs(work.need(work.settings.pairs, "--pairs"))
+
+
+def drift_needs(work: Evaluation) -> Asked:
+    """The prompts, and a model to compare with."""
+    work.need(work.against, "--against")
+    return work.asked
 
 
 def preference_task(work: Evaluation) -> Figures:
     """Whether the model has come to prefer the better answer of held-out pairs, relative to the reference."""
-    found = read_pairs(work.need(work.settings.pairs, "--pairs"))
+    found = preference_needs(work)
     settings = TrainSettings(beta=work.settings.beta, forward="plain")
     scored = preference(work.subject(), found.rows[: work.settings.limit], settings, progress=work.progress)
     work.keep("preference", scored.rows)
@@ -30,7 +43,7 @@ def preference_task(work: Evaluation) -> Figures:
 
 def drift_task(work: Evaluation) -> Figures:
     """How far the model moved from the reference, along the reference's own answers, by group of prompts."""
-    asked = work.asked
+    asked = drift_needs(work)
     answers = work.answers("against", asked.prompts, "general", max_new_tokens=work.settings.eval.general_tokens)
     table = drift(work.subject(), answers, seed=work.settings.seed, groups=asked.groups, progress=work.progress)
 

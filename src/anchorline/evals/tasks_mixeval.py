@@ -17,9 +17,16 @@ from anchorline.evals.runner import Evaluation, Side
 from anchorline.types import Answer
 
 
+def mixeval_needs(work: Evaluation) -> list[Item]:
+    """The items, and a judge where one parses."""
+    if work.settings.parser == "judge":
+        work.need_judge()
+    return load_items(work.need(work.settings.data, "--data"), limit=work.settings.limit)
+
+
 def mixeval_task(work: Evaluation) -> Figures:
     """MixEval-Hard: overall, each half, each benchmark; against another model paired over the items."""
-    items = load_items(work.need(work.settings.data, "--data"), limit=work.settings.limit)
+    items = mixeval_needs(work)
     prompts = [question(item) for item in items]
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     scores = {side: _scores(work, items, work.answers(side, prompts, "mixeval")) for side in sides}
@@ -77,4 +84,7 @@ def _scores(work: Evaluation, items: Sequence[Item], answers: Sequence[Answer]) 
 
                 return list(await asyncio.gather(*(one(item, answer) for item, answer in pairs)))
 
-    return asyncio.run(run())
+    scores = asyncio.run(run())
+    if scores and all(score.error for score in scores):
+        raise work.silent(len(scores), "answers", str(scores[0].error))
+    return scores

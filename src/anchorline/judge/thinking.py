@@ -13,7 +13,16 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-TAG = re.compile(r"<(?P<close>/?)think(?:ing)?>|\[(?P<closed>/?)THINK\]", re.IGNORECASE)
+_NAMES = r"(?:\w{1,12}:)?(?:thoughts?|reasoning|reflection|scratch_?pad|analysis)"
+"""Tags that an answer may write about: one begins a block at the start of a line, and ends it at the end of one."""
+TAG = re.compile(
+    r"[<◁](?P<close>/?)(?:\w{1,12}:)?think(?:ing)?[>▷]"
+    rf"|^[ \t]{{0,8}}<{_NAMES}>|(?P<ended></{_NAMES}>)(?=[ \t\r]{{0,8}}$)"
+    r"|\[(?P<closed>/?)THINK\]|<\|(?:begin|(?P<over>end))_of_thought\|>"
+    r"|<\|channel\|>(?:analysis|commentary)[^<\n]{0,80}<\|message\|>"
+    r"|(?P<final>(?:<\|end\|>\s{0,4})?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>)",
+    re.IGNORECASE | re.MULTILINE,
+)
 """An opening or closing tag."""
 
 
@@ -31,7 +40,7 @@ def without_thinking(text: str) -> Spoken:
     position, inside = 0, False
     for tag in TAG.finditer(text):
         piece = text[position : tag.start()]
-        closes = bool(tag["close"] or tag["closed"])
+        closes = any(tag[name] for name in ("close", "closed", "ended", "over", "final"))
         if inside:
             thought.append(piece)
         elif closes:

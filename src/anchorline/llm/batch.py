@@ -13,15 +13,26 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-from anchorline.errors import BadReply, BudgetReached, ConnectionLost, EndpointError, EndpointTimeout, KeyRefused
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from anchorline.errors import (
+    BadReply,
+    BudgetReached,
+    ConnectionLost,
+    EndpointError,
+    EndpointTimeout,
+    KeyRefused,
+    RequestRefused,
+    Throttled,
+)
 from anchorline.llm.budget import Amount, Budget, worst_case
 from anchorline.llm.cache import RequestCache, is_hit, make_record, unread_payment
 from anchorline.llm.keys import messages_json, read_messages, request_key, settings_json
 from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body, retry_after
+from anchorline.llm.pool import BACKOFF, LONGEST_BACKOFF
 from anchorline.llm.prices import BATCH_SHARE, find_price
 from anchorline.llm.settings import EndpointSettings, Prices
 from anchorline.llm.types import Reply, Request
@@ -33,15 +44,19 @@ MOST_BYTES = 150 << 20
 """OpenAI takes 50,000 requests and 200 MB a file."""
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
+T = TypeVar("T")
+
 
 class BatchResult(NamedTuple):
-    """What came of a batch run. `unanswered` were in a batch that ended without them: ask again."""
+    """What came of a batch run. `unanswered` were in a batch that ended early, without them: ask again."""
 
     batches: tuple[str, ...]
     hits: int
     answered: int
     failed: int
     unanswered: int
+    said: tuple[str, ...] = ()
+    """Why batches ended early, in the endpoint's words."""
 
 
 class _Line(NamedTuple):
@@ -65,6 +80,9 @@ async def run_batch(
 ) -> BatchResult:
     """Collect what was ordered before, order the rest, and wait for it.
 
+    A request whose line in a completed batch is missing or cannot be read is ordered again, `attempts` times in all; then
+    it has failed.
+
     Raises:
         BudgetReached: not even one more request's worst case fits the budget; what was ordered is collected first.
         EndpointError, KeyRefused: the endpoint did not take or give a file; running again goes on from there.
@@ -73,13 +91,18 @@ async def run_batch(
     order = _Order(endpoint, cache, run, settings, budget, poll, sleep)
     await order.collect_all()
     lines, hits = order.missing(requests, retry_failed=retry_failed)
-    unanswered = 0
-    while lines:
-        chunk = order.fitting(lines)
-        await order.submit(chunk)
-        unanswered += await order.collect_all()
-        lines = lines[len(chunk) :]
-    return BatchResult(tuple(order.ids), hits, order.answered, order.failed, unanswered)
+    for _ in range(settings.attempts):
+        order.lost.clear()
+        rest = lines
+        while rest:
+            chunk = order.fitting(rest)
+            await order.submit(chunk)
+            await order.collect_all()
+            rest = rest[len(chunk) :]
+        lines = [line for line in lines if line.key in order.lost]
+    for line in lines:
+        await order.give_up(line)
+    return BatchResult(tuple(order.ids), hits, order.answered, order.failed, order.unanswered, tuple(order.said))
 
 
 class _Order:
@@ -98,7 +121,10 @@ class _Order:
         full = find_price(settings)
         self._price = full and Prices(input=full.input * BATCH_SHARE, output=full.output * BATCH_SHARE)
         self.ids: list[str] = []
-        self.answered = self.failed = 0
+        self.said: list[str] = []
+        self.lost: set[str] = set()
+        """Keys of requests that a completed batch holds no readable line for."""
+        self.answered = self.failed = self.unanswered = 0
 
     def missing(self, requests: Sequence[Request], *, retry_failed: bool) -> tuple[list[_Line], int]:
         """What the cache does not hold, each once, and how many requests it does hold."""
@@ -133,8 +159,8 @@ class _Order:
     async def submit(self, lines: list[_Line]) -> None:
         """Upload a file and make a batch of it, with a note before and after."""
         content = b"".join(line.body for line in lines)
-        async with self._talking():
-            uploaded = await self._endpoint.client.files.create(file=("requests.jsonl", content), purpose="batch")
+        files = self._endpoint.client.files
+        uploaded = await self._sent(lambda: files.create(file=("requests.jsonl", content), purpose="batch"))
         rows = [
             (
                 line.key, uploaded.id, messages_json(line.request.messages),
@@ -152,30 +178,50 @@ class _Order:
         await self._cache.on_disk(note)
         await self._create(uploaded.id)
 
-    async def collect_all(self) -> int:
-        """Wait for every batch of this run that is not collected yet; gives the requests that were not answered."""
+    async def collect_all(self) -> None:
+        """Wait for every batch of this run that is not collected yet."""
         query = "SELECT file, id FROM batches WHERE run = ? AND model = ? AND state != 'collected' ORDER BY at"
-        unanswered = 0
         for file, known in self._cache.read(query, (self._run, self._endpoint.model)):
-            batch = known or await self._find(file) or await self._create(file)
-            unanswered += await self._collect(file, batch)
-        return unanswered
+            batch = known or await self._sent(lambda file=file: self._find(file)) or await self._create(file)
+            await self._collect(file, batch)
+
+    async def give_up(self, line: _Line) -> None:
+        """Store a request as failed that no batch brought a readable line for."""
+        attempts = self._settings.attempts
+        error = BadReply(f"{self._settings.urls[0]}: {attempts} batches held no line for it that could be read")
+        record, _ = make_record(
+            line.key, self._endpoint.model, messages_json(line.request.messages),
+            settings_json(line.request, self._settings.extra_body), line.request, error,
+            run=self._run, attempts=attempts, seconds=0.0, price=self._price,
+        )  # fmt: skip
+        await self._cache.put(record)
+        self.failed += 1
 
     async def _create(self, file: str) -> str:
-        async with self._talking():
+        tries = 0
+
+        async def create() -> str:
+            nonlocal tries
+            tries += 1
+            # a try that seems to have failed may have made the batch all the same
+            found = await self._find(file) if tries > 1 else None
+            if found:
+                return found
             made = await self._endpoint.client.batches.create(
                 input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
             )
-        await self._note_id(file, made.id)
-        return made.id
+            return made.id
+
+        batch = await self._sent(create)
+        await self._note_id(file, batch)
+        return batch
 
     async def _find(self, file: str) -> str | None:
-        """The batch that was made of a file by a process that was killed before it could write that down."""
-        async with self._talking():
-            async for batch in self._endpoint.client.batches.list(limit=100):
-                if batch.input_file_id == file:
-                    await self._note_id(file, batch.id)
-                    return batch.id
+        """The batch that was made of a file before its id could be written down."""
+        async for batch in self._endpoint.client.batches.list(limit=100):
+            if batch.input_file_id == file:
+                await self._note_id(file, batch.id)
+                return batch.id
         return None
 
     async def _note_id(self, file: str, batch: str) -> None:
@@ -184,12 +230,12 @@ class _Order:
             lambda db: db.execute("UPDATE batches SET id = ?, state = 'made' WHERE file = ?", values)
         )
 
-    async def _collect(self, file: str, name: str) -> int:
+    async def _collect(self, file: str, name: str) -> None:
+        client = self._endpoint.client
         self.ids.append(name)
         pause = min(FIRST_POLL, self._poll)
         while True:
-            async with self._talking():
-                batch = await self._endpoint.client.batches.retrieve(name)
+            batch = await self._sent(lambda: client.batches.retrieve(name))
             if batch.status in ENDED:
                 break
             await self._sleep(pause)
@@ -198,8 +244,7 @@ class _Order:
         waiting = {row[0]: row for row in rows}
         for result in (batch.output_file_id, batch.error_file_id):
             if result:
-                async with self._talking():
-                    content = await self._endpoint.client.files.content(result)
+                content = await self._sent(lambda result=result: client.files.content(result))
                 for line in content.content.splitlines():
                     await self._take(line, waiting)
 
@@ -208,7 +253,14 @@ class _Order:
             db.execute("UPDATE batches SET state = 'collected' WHERE file = ?", (file,))
 
         await self._cache.on_disk(finish)
-        return len(waiting)
+        if batch.status == "completed":
+            self.lost |= waiting.keys()
+            return
+        self.unanswered += len(waiting)
+        errors = [error.message for error in (batch.errors and batch.errors.data) or [] if error.message]
+        self.said.append(
+            self._endpoint.hide(": ".join([batch.status, "; ".join(errors)] if errors else [batch.status]))
+        )
 
     async def _take(self, line: bytes, waiting: dict[str, Any]) -> None:
         """Put one result into the cache. A line that names no request that waits is not ours, or was taken already."""
@@ -216,14 +268,12 @@ class _Order:
             result = json.loads(line)
             key = result["custom_id"]
         except (ValueError, LookupError, TypeError):
-            return  # its request stays unanswered and is asked again
-        if key not in waiting:
+            return  # its request is lost
+        if not isinstance(key, str) or key not in waiting:
             return
         _, _, messages, settings, max_tokens, stage, row = waiting.pop(key)
         request = Request(read_messages(messages), max_tokens, row=row, stage=stage)
         outcome = self._outcome(result)
-        if isinstance(outcome, KeyRefused):
-            raise outcome
         record, payment = make_record(
             key, self._endpoint.model, messages, settings, request, outcome,
             run=self._run, attempts=1, seconds=0.0, price=self._price,
@@ -241,9 +291,10 @@ class _Order:
         if self._budget is not None and payment is not None:
             self._budget.pay(Amount(payment.prompt_tokens + payment.completion_tokens, payment.usd or 0.0))
 
-    def _outcome(self, result: Any) -> Reply | EndpointError | KeyRefused:
+    def _outcome(self, result: dict[str, Any]) -> Reply | EndpointError:
         url = self._settings.urls[0]
-        response = result.get("response") or {}
+        response = result.get("response")
+        response = response if isinstance(response, dict) else {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
             try:
@@ -252,22 +303,43 @@ class _Order:
                 return error
         said = result.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
         message = self._endpoint.hide(str(said.get("message") if isinstance(said, dict) else said))
-        return error_of_status(status if isinstance(status, int) else 500, message, url=url, settings=self._settings)
+        error = error_of_status(status if isinstance(status, int) else 500, message, url=url, settings=self._settings)
+        if isinstance(error, KeyRefused):  # the key was good for the batch
+            return RequestRefused(f"{url}: {message} ({status})")
+        return error
 
-    @asynccontextmanager
-    async def _talking(self) -> AsyncIterator[None]:
-        """Inside, the client's errors become ours."""
+    async def _sent(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What a call of the client gives; it is tried again where that may help. The client's errors become ours."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda e: isinstance(e, EndpointError) and not isinstance(e, RequestRefused)),
+            wait=_wait,
+            stop=stop_after_attempt(self._settings.attempts),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return await retrying(self._once, call)
+
+    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+        import aiohttp
         import openai
 
         url = self._settings.urls[0]
         try:
-            yield
+            return await call()
         except openai.APITimeoutError:
             raise EndpointTimeout(f"{url} gave no answer within {self._settings.timeout:g} s") from None
-        except openai.APIConnectionError as error:
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
             raise ConnectionLost(f"{url}: {self._endpoint.hide(str(error.__cause__ or error))}") from None
         except openai.APIStatusError as error:
             raise error_of_status(
                 error.status_code, self._endpoint.hide(error.message), url=url, settings=self._settings,
                 retry_after=retry_after(error.response.headers),
             ) from None  # fmt: skip
+
+
+def _wait(state: RetryCallState) -> float:
+    """The seconds that the endpoint asked for, or ever more of them."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, Throttled) and error.retry_after is not None:
+        return error.retry_after
+    return wait_random_exponential(multiplier=BACKOFF, max=LONGEST_BACKOFF)(state)

@@ -19,7 +19,8 @@ from anchorline.llm.budget import Budget, Metered
 from anchorline.llm.cache import CachedEndpoint, RequestCache
 from anchorline.llm.costs import Bill
 from anchorline.llm.local_endpoint import LocalEndpoint
-from anchorline.llm.openai_http import OpenAIEndpoint
+from anchorline.llm.models import resolve
+from anchorline.llm.openai_http import OpenAIEndpoint, key_for
 from anchorline.llm.pool import Pool
 from anchorline.llm.prices import find_price
 from anchorline.llm.settings import EndpointSettings
@@ -56,6 +57,15 @@ def model_of(
     return OpenAIEndpoint(
         settings, environ=environ, known=lambda: cache is not None and cache.has_reply_of(settings.model)
     )
+
+
+def check_endpoint(settings: EndpointSettings, *, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise a UserError where its key is not set, or its model is not here; nothing is asked or loaded."""
+    if settings.runs_here:
+        resolve(settings.model)
+        return
+    for url in settings.urls:
+        key_for(settings, url, environ)
 
 
 def around(

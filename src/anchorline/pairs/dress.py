@@ -20,8 +20,9 @@ _DRESSES: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "tags": re.compile(
-        r"\A<(?:(?:/?(?:answer|response|reply|assistant|output|text|revised|revision|html|body|p|div)>)|!\[CDATA\[)",
-        re.IGNORECASE,
+        r"\A<(?:(?:/?(?:answer|response|reply|assistant|output|text|revised|revision|html|body|p|div)>)|!\[CDATA\[)"
+        r"|\A<(?P<name>[\w-]{1,40})>.*</(?P=name)>\Z",
+        re.IGNORECASE | re.DOTALL,
     ),
     "JSON": re.compile(
         r"\A\{\s{0,40}[\"'][^\"'\n]{0,40}?(?:revis|answer|response|reply|output|corrected)[^\"'\n]{0,40}[\"']\s{0,9}:",
@@ -29,10 +30,15 @@ _DRESSES: dict[str, re.Pattern[str]] = {
     ),
     "backticks": re.compile(r"\A(`{1,2})[^`]*\1\Z"),
     "quotation marks": re.compile(
-        r"\A(?:\"[^\"]*\"|“[^“”]*”|«[^«»]*»|„[^„“”]*[“”]|'{3}.*'{3}|\"{3}.*\"{3})\Z", re.DOTALL
+        r"\A(?:\"[^\"]*\"|“[^“”]*”|«[^«»]*»|„[^„“”]*[“”]|「[^「」]*」|『[^『』]*』|‘.*’|'(?:[^']|\b'\b)*'|'{3}.*'{3}|\"{3}.*\"{3})\Z",
+        re.DOTALL,
     ),
+    "brackets": re.compile(r"\A(?:\[[^\W\d_][^\[\]]*\]|【[^【】]*】)\Z"),
+    "a quote": re.compile(r"\A>[^\n]*(?:\n[ \t\r]*>[^\n]*|\n[ \t\r]*)*\Z"),
     "edit marks": re.compile(
-        r"~~[^~\n]{1,2000}~~|^\+ ?.*\n(?:.*\n)?-|^- ?.*\n(?:.*\n)?\+|\{\+\+|<del>|<ins>", re.MULTILINE
+        r"~~(?! )[^~\n]{1,2000}(?<! )~~|\[-[^\n]{1,2000}?-\]|\{\+[^\n]{1,2000}?\+\}|^\+ ?.*\n(?:.*\n)?-"
+        r"|^- ?.*\n(?:.*\n)?\+|\{\+\+|<del>|<ins>",
+        re.MULTILINE,
     ),
     "escaped line breaks": re.compile(r"\A\\n.*\\n\Z"),
     "a model's own marks": re.compile(r"<\|[a-z_]{2,20}\|>|</?s>\Z|<(?:start|end)_of_turn>", re.IGNORECASE),
@@ -43,6 +49,8 @@ _DRESSES: dict[str, re.Pattern[str]] = {
 def dress(text: str, original: str) -> str | None:
     """What a text is wrapped in that the original is not, in words; None for a plain one."""
     bare = text.strip()
+    if bare in original:
+        return None
     for name, pattern in _DRESSES.items():
         if pattern.search(bare) and not pattern.search(original.strip()):
             return name

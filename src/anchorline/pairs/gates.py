@@ -29,6 +29,9 @@ _WORD = re.compile(r"\w+")
 _SLACK_WORDS = 30
 _SLACK_CHARACTERS = 100
 """A style's greeting and closing are much of a short answer; so much may always change."""
+_LONG_WORD = 4
+_TELLING_WORDS, _LEAST_KEPT = 8, 0.15
+"""Of so many words of four letters or more, an edit keeps this share: published revisions keep 0.4, unrelated texts 0.1."""
 _CHARACTERS_A_WORD = 15
 """Where words are not set apart (Chinese, Japanese, Thai), so many characters count as one, at the least."""
 
@@ -66,11 +69,20 @@ def _over_edited(original: str, revision: str, settings: GateSettings) -> Fault 
     share = normalised_distance(original, revision)
     changed = share * max(len(original), len(revision))
     if share <= settings.max_change or changed <= _SLACK_CHARACTERS:
-        return None
+        return _unrelated(original, revision) if settings.max_change < 1 else None
     reason = (
         f"{share:.0%} of the answer is changed, at most {settings.max_change:.0%} may be; keep more of it word for word"
     )
     return Fault("over_edited", reason)
+
+
+def _unrelated(original: str, revision: str) -> Fault | None:
+    """Texts of like length share a quarter of their letters by chance, but not their longer words."""
+    before, after = ({w for w in _normal_words(text) if len(w) >= _LONG_WORD} for text in (original, revision))
+    fewer = min(len(before), len(after))
+    if fewer < _TELLING_WORDS or len(before & after) >= _LEAST_KEPT * fewer:
+        return None
+    return Fault("over_edited", "nearly no word of the answer is kept; edit the answer, do not write another one")
 
 
 def _length(original: str, revision: str, settings: GateSettings) -> Fault | None:

@@ -46,6 +46,10 @@ def revision_in_json(text: str) -> InJson | None:
         except (ValueError, RecursionError):
             named = named or (count == 0 and _names_a_revision(text[start.start() :]))
             continue
+        if isinstance(found, dict) and any(
+            _key(key) in _REVISION_KEYS and not isinstance(found[key], str) for key in found
+        ):
+            return InJson(None)
         revision, reasoning = _value(found, _REVISION_KEYS), _value(found, _REASONING_KEYS)
         if revision is not None:
             return InJson(revision, (reasoning or "").strip())
@@ -58,11 +62,15 @@ def _value(found: Any, keys: tuple[str, ...]) -> str | None:
     if not isinstance(found, dict):
         return None
     for key, value in found.items():
-        if "_".join(_KEY.findall(key.casefold())) in keys and isinstance(value, str):
+        if _key(key) in keys and isinstance(value, str):
             return value
     return None
 
 
 def _names_a_revision(text: str) -> bool:
     keys = (match[1] for match in re.finditer(r"[\"']([^\"'\n]{1,40})[\"'][ \t]{0,4}:", text))
-    return any("_".join(_KEY.findall(key.casefold())) in _REVISION_KEYS for key in keys)
+    return any(_key(key) in _REVISION_KEYS for key in keys)
+
+
+def _key(key: str) -> str:
+    return "_".join(_KEY.findall(key.casefold()))

@@ -29,7 +29,7 @@ from anchorline.measure import jaccard, words
 from anchorline.pairs.dress import dress
 from anchorline.pairs.json_reply import revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
-from anchorline.pairs.phrases import is_refusal, no_answer, self_reference
+from anchorline.pairs.phrases import is_excuse, is_refusal, no_answer, self_reference
 from anchorline.pairs.remarks import added_label, closing_remark
 from anchorline.types import Messages
 
@@ -42,6 +42,12 @@ _RULE_AT_START = re.compile(r"\A[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\n")
 _RULE_AT_END = re.compile(r"\n[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\Z")
 _MARGIN = re.compile(r"(?:> ?|[ \t]{1,12})+")
 _BLANK_LINES = re.compile(r"(?:[ \t\r]*\n)+")
+_FRAME = re.compile(
+    r"^[ \t]*<{2,3}[^<>\n]{1,80}>{2,3}[ \t\r]*$|</(?:\w{1,20}[_ -])?(?:revis\w*|answer|corrected|edited|improved)"
+    r"(?:[_ -]\w{1,20})?>\s*\Z",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""A line that frames, whatever it says: a misspelt or translated end; and a closing tag that ends a text."""
 _MOST_OPENINGS = 10
 """A reply with more goes round in circles."""
 _PART_OF_END = 6
@@ -82,6 +88,8 @@ def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: M
         status = "refused"
     asked = "\n".join(turn.content for turn in prompt)
     status = status or _fault(found.text, original, asked)
+    if not status and _FRAME.search(found.text) and not _FRAME.search(original):
+        found, status = found._replace(text=""), "marker_inside"
     ended = "no_end" not in found.oddities
     if not status and closing_remark(found.text, original, asked, ended=ended):
         status = "self_referring"
@@ -100,7 +108,7 @@ def _fault(text: str, original: str, asked: str) -> str:
         return "empty"
     if dress(text, original):
         return "dressed"
-    if is_refusal(text, original):
+    if is_refusal(text, original) or is_excuse(text, original, asked):
         return "refused"
     return "self_referring" if self_reference(text, original, asked) else ""
 

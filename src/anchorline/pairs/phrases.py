@@ -24,6 +24,24 @@ _REFUSES = re.compile(
 _REFUSES_EARLY = 300
 """A refusal says so at once; further down, the words stand in a story or in a list."""
 
+_UNABLE = (
+    r"(?:can't|cannot|can not|couldn't|could not|won't|will not|unable|not able|not comfortable|uncomfortable|not willing|"
+    r"unwilling|rather not|declin\w*|refus\w*|not allowed|not permitted|don't feel|do not feel)"
+)
+_CANNOT = re.compile(
+    rf"\bi(?:'m|'d| am)?\b[^.!?\n]{{0,60}}?\b{_UNABLE}\b|\A\W{{0,4}}(?:sorry|unfortunately)?\W{{0,2}}{_UNABLE}\b"
+    r"|\b(?:my|the|our|content|safety|usage) (?:guidelines|policies)\b"
+    r"|\bich\b[^.!?\n]{0,60}?\b(?:nicht|keine|ab)\b|\b(?:ist mir|mir ist)\b[^.!?\n]{0,30}?\bnicht möglich\b"
+    r"|\bik\b[^.!?\n]{0,60}?\b(?:niet|geen)\b|\bne (?:peux|puis|pouvons|suis)\b|\bm'est impossible\b|\bje refuse\b"
+    r"|\bno (?:puedo|podemos|me es)\b|\bme es imposible\b|\bnão (?:posso|consigo|podemos)\b|\bnon (?:posso|possiamo)\b"
+    r"|\bне (?:могу|можем|могла|мог)\b|\bnie (?:mogę|możemy)\b"
+    r"|できません|できかね|致しかね|いたしかね|无法|無法|我不能|拒绝|拒絕|수 없습니다|수 없어요|لا أستطيع|لا يمكنني"
+)
+_EXCUSE = 240
+"""A bare excuse is no longer."""
+_LONG_WORD = re.compile(r"\w{4,}")
+_UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2}")
+
 _MADE = r"(?:revised|edited|corrected|improved|rewritten|reworked|reworded|polished|enhanced|refined|updated)"
 _SPEAKS = re.compile(
     rf"\b{_MADE} (?:answer|response|reply|solution)s?\b"
@@ -39,17 +57,47 @@ _SPEAKS_WEAKLY = re.compile(
     rf"|\bhere(?:'s| is) (?:the|my|your) {_MADE}\b"
 )
 """Said of a text of the user's as often as of the answer: no sign where editing is what was asked for."""
+_ANNOUNCES = re.compile(
+    r"\A\W{0,4}(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[!,. ]{1,3})?(?:"
+    r"(?:here(?:'s| is| are)|below is|this is) (?:the|my|your|an?|one) [^\n:.!?]{0,60}?"
+    r"(?:version|edit|rewrite|revision|draft|wording|rephrasing|alternative|attempt|text|answer|response|reply|message)"
+    r"\b[^\n:.!?]{0,40}(?::|\n)"
+    rf"|(?:{_MADE}|final|reworked|rephrased|fixed|amended|modified|calmer|better|new)(?: (?:version|text"
+    rf"|draft))?\W{{0,3}}[:\])])"
+)
+"""A first line that announces a text instead of being one."""
+_SPEAKS_ABROAD = re.compile(
+    r"\b(?:überarbeitet|korrigiert|verbessert|bearbeitet|umformuliert)\w{0,3} (?:antwort|fassung|version|text)"
+    r"|\b(?:réponse|version|texte) (?:révisé|corrigé|modifié|amélioré|reformulé)"
+    r"|\b(?:respuesta|versión|texto|resposta|versão|risposta|versione|testo) "
+    r"(?:revisad|corregid|editad|mejorad|modificad|corrigid|melhorad|rivist|corrett|modificat|migliorat)"
+    r"|\b(?:herziene?|aangepaste?|verbeterde?|bewerkte?) (?:antwoord|versie|tekst)"
+    r"|\b(?:исправлен|отредактирован|переработан|улучшен|пересмотрен)\w{2,4} (?:ответ|верси|текст|вариант)"
+    r"|(?:修改|修订|修訂|改写|改寫|编辑|編輯|更正|润色|优化)(?:后|後|过|版)的?(?:的)?(?:回答|答案|回复|回覆|版本|文本|内容)?"
+    r"|(?:修正|改訂|編集|改善|書き直し)(?:後|版|した|された)の?(?:回答|答え|返答|文章|バージョン)"
+)
 _HINTS = (
     "answer", "response", "reply", "solution", "revis", "edit", "rewrit", "rewrote", "reword", "rephras", "polish",
-    "changes", "improve", "correct", "enhance", "refine", "update", "rework",
+    "changes", "improve", "version", "here", "final", "below", "this is", "correct", "enhance", "refine", "update", "rework",
 )  # fmt: skip
 """One of these is in all that the patterns above match."""
 _EDITING = re.compile(r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|improv|correct|proofread|polish|draft)")
 
 _NO_ANSWER = re.compile(
     r"\A\W{0,8}(?:n/a|no (?:further |other )?(?:changes?|edits?|revisions?|corrections?)(?: (?:is|are|was|were))? "
-    r"(?:needed|necessary|required|made)|nothing (?:needs? to be |to |was |has been )?changed?"
-    r"|(?:the|this|your)(?: original| current)? (?:answer|response|reply) (?:is (?:already|good|fine|perfect|unchanged)"
+    r"(?:needed|necessary|required|made)|nothing (?:needs? to be |to |was |has been )?(?:changed?|"
+    r"edit(?:ed)?|revised?|correct(?:ed)?|fix(?:ed)?|do|add)\b"
+    r"|no (?:changes?|edits?|revisions?|corrections?|modifications?)\W{0,3}\Z|(?:null|nil|tbd|todo|tba|same|nan)\W{0,3}\Z"
+    r"|(?:it|this|that|the text) (?:is|looks|seems) (?:already )?(?:fine|good|correct|perfect|ok|okay) "
+    r"(?:already|as (?:it )?(?:is|was))\b"
+    r"|(?:it|this) is already (?:fine|good|correct|perfect|calm|clear|ok|okay)\b"
+    r"|(?:the )?(?:original|current)(?: text| version| wording)? (?:is|was|looks|needs|stands|works)\b|same as\b"
+    r"|keine (?:weiteren )?(?:änderung|bearbeitung|korrektur)|nichts zu (?:ändern|tun)|aucune? (?:changement|modification)"
+    r"|rien à (?:changer|modifier)|sin (?:cambios|modificaciones)|nada que (?:cambiar|editar)|sem (?:alterações|mudanças)"
+    r"|nessuna modifica|geen (?:wijziging|aanpassing)|без изменений|(?:изменени\w+|правк\w+) не (?:нужн|треб)"
+    r"|(?:无需|無需|不需要|没有|沒有)(?:任何)?(?:修改|更改|改动)|(?:変更|修正)(?:は|の必要は)?(?:なし|不要|ありません)"
+    r"|(?:the|this|your)(?: original| current)? (?:answer|response|reply) "
+    r"(?:is (?:already|good|fine|perfect|unchanged|correct as|ok)"
     r"|already|needs no|requires no|(?:does not|doesn't) need|remains|stays|can stay)\b"
     r"|(?:the )?same (?:answer |text |response |reply )?as (?:before|above|the original|it was)\b"
     r"|(?:as|see) (?:before|above)\b|unchanged)[^\n]{0,120}\Z"
@@ -60,6 +108,28 @@ _NO_ANSWER = re.compile(
 def is_refusal(text: str, original: str) -> bool:
     """Whether a reply declines to do the edit."""
     return _declines(text) and not _declines(original)
+
+
+def is_excuse(text: str, original: str, asked: str) -> bool:
+    """Whether a short text only says what cannot be done, in no words of the answer or of the conversation.
+
+    >>> is_excuse("I'm not comfortable with this.", "It left today!", "Where is my order?")
+    True
+    >>> is_excuse("I can't see your order.", "I'll check your order!", "Where is my order?")
+    False
+    """
+    said = plain(text.strip())
+    if (
+        len(said) > _EXCUSE
+        or not _CANNOT.search(said)
+        or (len(original) <= _EXCUSE and _CANNOT.search(plain(original)))
+    ):
+        return False
+    known = plain(f"{original}\n{asked}")
+    rest = _CANNOT.sub(" ", said)
+    pieces = [word[:5] for word in _LONG_WORD.findall(rest) if not _UNSPACED.search(word)]
+    pieces += _UNSPACED.findall(rest)
+    return sum(piece in known for piece in pieces) * 3 <= len(pieces)
 
 
 def no_answer(text: str, original: str, asked: str) -> bool:
@@ -75,18 +145,14 @@ def no_answer(text: str, original: str, asked: str) -> bool:
 def self_reference(text: str, original: str, asked: str) -> str | None:
     """The words with which a text alludes to being a revision, if it does. `asked` is the conversation."""
     text = plain(text)
-    if not any(hint in text for hint in _HINTS):  # most texts have none, and the patterns are slow
+    if text.isascii() and not any(hint in text for hint in _HINTS):  # most texts have none, and the patterns are slow
         return None
     known = plain(f"{original}\n{asked}")
-    for match in _SPEAKS.finditer(text):
-        if match[0] not in known:
-            return match[0].strip()
-    if _EDITING.search(plain(asked)):
-        return None
-    for match in _SPEAKS_WEAKLY.finditer(text):
-        if match[0] not in known:
-            return match[0].strip()
-    return None
+    patterns = [_SPEAKS, _SPEAKS_ABROAD]
+    if not _EDITING.search(plain(asked)):
+        patterns += [_SPEAKS_WEAKLY] if _ANNOUNCES.match(plain(original)) else [_SPEAKS_WEAKLY, _ANNOUNCES]
+    said = (match[0] for pattern in patterns for match in pattern.finditer(text))
+    return next((each.strip() for each in said if each not in known), None)
 
 
 def _declines(text: str) -> bool:

@@ -72,7 +72,9 @@ _CHANGING = re.compile(
 
 _LABELS = (
     r"(?:explanation|reason|comment|remark|note|improvement|enhancement|fix|critique|justification)s?"
-    r"|fixes|reasoning|rationale|commentary"
+    r"|fixes|reasoning|rationale|commentary|why|what(?:'s| is| has)? (?:changed|different|new)|difference|change|edit"
+    r"|erklärung|begründung|hinweis|anmerkung|änderung(?:en)?|explication|remarque|modification|explicación|nota|cambio"
+    r"|пояснение|объяснение|изменения|примечание|说明|解释|修改说明|説明|変更点|word count|user|human|assistant|system|customer"
 )
 _LABEL = re.compile(
     rf"^[ \t>#*_~•–—(\[\d.-]{{0,12}}(?:[\w']{{1,20}}[ ]){{0,2}}(?P<said>{_LABELS})"

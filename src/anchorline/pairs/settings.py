@@ -24,7 +24,8 @@ class GateSettings(BaseModel):
     attempts: int = Field(default=2, ge=1, le=10)
     """How often a row is asked for at most: a revision that cannot be used is asked for again with the reason."""
     max_change: float = Field(default=0.9, gt=0, le=1)
-    """The most of an answer that may change: character Levenshtein distance as a share of the longer text."""
+    """The most of an answer that may change: character Levenshtein distance as a share of the longer text. Below 1, a text
+    that keeps nearly none of the answer's longer words is refused too."""
     min_length_ratio: float = Field(default=0.2, ge=0, le=1)
     """The fewest words of a revision for each word of the answer; short answers have 30 words of leeway."""
     max_length_ratio: float = Field(default=4.0, ge=1)

@@ -103,7 +103,7 @@ async def by_batches(
             for result in results:
                 on_result(result)
             return tally.made
-        came = 0
+        came, said = 0, list[str]()
         for name, requests in owed.items():
             done = await run_batch(
                 servers[name],
@@ -115,9 +115,10 @@ async def by_batches(
                 retry_failed=retry_failed,
             )
             came += done.answered + done.failed + done.hits
+            said += done.said
         if not came:
             raise CircuitOpen(
-                f"a batch of {sum(map(len, owed.values()))} requests ended without one reply; look at the endpoint's "
-                "list of batches, and run the same command again to go on"
+                f"a batch of {sum(map(len, owed.values()))} requests ended without one reply ({'; '.join(said)}); "
+                "look at the endpoint's list of batches, and run the same command again to go on"
             )
         retry_failed = False  # what failed in this run's batches stays failed

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
-from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +124,8 @@ def check_endpoints(recipe: Recipe, names: list[str]) -> None:
             two endpoints from each other.
 
     """
+    from anchorline.llm.build import check_endpoint
+
     _tell_apart(recipe)
     for name in names:
         settings = settings_of(recipe, name)
@@ -133,15 +134,7 @@ def check_endpoints(recipe: Recipe, names: list[str]) -> None:
                 f"llm.budget.max_usd is set, but the price of {settings.model!r} is not known; set llm.{name}.prices (input "
                 "and output, USD per million tokens), or limit llm.budget.max_tokens instead"
             )
-        if settings.runs_here:
-            from anchorline.llm.models import resolve
-
-            resolve(settings.model)
-        else:
-            from anchorline.llm.openai_http import key_for
-
-            for url in settings.urls:
-                key_for(settings, url, environ)
+        check_endpoint(settings)
 
 
 def _named(recipe: Recipe) -> dict[str, EndpointSettings]:

@@ -43,6 +43,8 @@ WAVES = 2
 """At least so many times that number of shards, where there are rows enough: a fast worker takes more than a slow one."""
 PATIENCE = 10.0
 """Seconds that a cluster's address has to be reached in."""
+STRANGER = "InvalidAuthToken"
+"""Stands in what Ray says where it tried for long to connect without the cluster's token."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -185,7 +187,12 @@ def _cluster() -> Iterator[Any]:
         _reach(address)
         with _silent():
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if isinstance(error, ray.exceptions.AuthenticationError) or STRANGER in str(error.__cause__):
+            raise UserError(
+                f"the Ray cluster at {ADDRESS}={address} did not take this machine's token; set RAY_AUTH_MODE=token here, and "
+                "have the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN; see docs/models.md"
+            ) from error
         raise UserError(f"no Ray cluster at {ADDRESS}={address}: {last_line(error)}; see docs/models.md") from error
     try:
         context = ray.data.DataContext.get_current()

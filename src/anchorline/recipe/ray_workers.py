@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -100,7 +101,12 @@ class Worker:
         await make(map(input_from_row, rows), one, on_result=on_result, window=len(rows))
 
     async def _model(self, name: str) -> Endpoint:
-        return await self._stack.enter_async_context(model_of(settings_of(self._run.recipe, name)))
+        try:
+            return await self._stack.enter_async_context(model_of(settings_of(self._run.recipe, name)))
+        except UserError as error:
+            raise UserError(
+                f"a worker on {socket.gethostname()} (its environment is that of `ray start` there): {error}"
+            ) from error
 
 
 class Desk:

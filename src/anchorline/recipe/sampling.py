@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from anchorline.data import answer_to_row
 from anchorline.judge import Sampling
+from anchorline.judge.thinking import without_thinking
 from anchorline.llm.types import Endpoint, SampleSettings
 from anchorline.pairs import make
 from anchorline.recipe.batching import Wrap, by_batches
@@ -75,8 +76,9 @@ async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str, salt
     reply = await policy.complete(request)
     if reply.finish == "filter":
         return Failure(prompt.id, STAGE, "filtered", "the endpoint withheld the answer")
-    if not reply.text.strip() and reply.finish == "length":
+    text = without_thinking(reply.text).text.strip()
+    if not text and reply.finish == "length":
         return Failure(prompt.id, STAGE, "truncated", "the answer was cut before its first word; raise the token limit")
-    if not reply.text.strip():
+    if not text:
         return Failure(prompt.id, STAGE, "empty", "the model's answer is empty")
-    return Answer(prompt.id, prompt.messages, reply.text, reply.finish)
+    return Answer(prompt.id, prompt.messages, text, reply.finish)
