@@ -275,6 +275,11 @@ def test_a_key_that_is_repeated_in_another_spelling_is_hidden(write: Callable[[s
     assert "0123" not in said and "…" in said
 
 
+def test_which_refusals_are_about_every_request() -> None:
+    about_all = {status for status in range(400, 500) if getattr(fails(Saying(status, {})), "of_all", False)}
+    assert about_all == {402, 404, 405, 410}
+
+
 def test_retry_after_as_a_date() -> None:
     date = email.utils.formatdate(time.time() + 60, usegmt=True)
     found = fails(Saying(429, {}, f"retry-after: {date}\r\n"))

@@ -56,6 +56,8 @@ ENDS: dict[Finish, tuple[str, ...]] = {
 }
 """What endpoints call the end of a reply, in any case of letters. Some servers name none for a whole reply."""
 FINISH: dict[str, Finish] = {name: finish for finish, names in ENDS.items() for name in names}
+OF_ALL = frozenset({402, 404, 405, 410})
+"""Statuses of refusals that are about the account, the model or the URL: the next request would be refused, too."""
 NEWER = "max_completion_tokens"
 SHOWN = 300
 
@@ -333,7 +335,7 @@ def error_of_status(
         return EndpointTimeout(text)
     if status >= 500 or status in {409, 425}:
         return ServerError(text)
-    return RequestRefused(text)
+    return RequestRefused(text, of_all=status in OF_ALL)
 
 
 def said_by(error: openai.APIStatusError) -> str:
