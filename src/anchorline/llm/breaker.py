@@ -15,6 +15,8 @@ IN_A_ROW = 20
 SECONDS = 60.0
 """… so long without a success: a hiccup of a few seconds stops nothing. Throttling alone may last longer."""
 THROTTLED_SECONDS = 600.0
+REFUSALS = 200
+"""So many refusals in a row stop at once, whatever they are about. Rows are seldom all refused for what they hold."""
 WINDOW = 200
 SHARE = 0.9
 """Or this share of the last `WINDOW` finished calls failed, throttled ones left out."""
@@ -69,8 +71,8 @@ class Breaker:
             if self._row[RequestRefused.kind] == in_a_row:
                 if self._last_success is None:
                     return f"the endpoint refused all of the first {in_a_row} requests"
-                # refusals take no time; those that may be about the requests (too long ones, one after the other) take more
-                if self._of_all == in_a_row or in_a_row >= WINDOW:
+                # where they may be about what the rows hold (too long, all of them), it takes more of them
+                if self._of_all == in_a_row or in_a_row >= REFUSALS:
                     return f"the endpoint refused {in_a_row} requests in a row"
             patience = THROTTLED_SECONDS if self._row[Throttled.kind] == in_a_row else SECONDS
             if quiet >= patience:
