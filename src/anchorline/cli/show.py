@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere, RequestRefused
+from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere
 from anchorline.progress import SILENT, Advance, Progress
 
 
@@ -130,6 +130,8 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
     if made["failures"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["failures"].items())
         print(f"  not a pair: {kinds}; see failures.jsonl")
+        for kind, reason in made.get("reasons", {}).items():
+            print(f"  one {kind}: {reason}")
     print_unanswered(made["failures"])
     if made.get("asked_again"):
         print(f"  asked again: {made['asked_again']} rows")
@@ -150,12 +152,6 @@ def print_unanswered(failures: Mapping[str, int]) -> None:
     if unanswered:
         print(
             f"  no answer of the endpoint: {unanswered} rows; the same command with --retry-failed asks for them again"
-        )
-    refused = failures.get(RequestRefused.kind, 0)
-    if refused:
-        print(
-            f"  refused by the endpoint: {refused} rows, for the reasons in failures.jsonl; where these are mended, "
-            "--retry-failed asks for them again"
         )
 
 
