@@ -129,13 +129,20 @@ class BadReply(EndpointError, ValueError):
 
 
 class RequestRefused(EndpointError):
-    """A request that the endpoint refuses for what is in it (4xx): asking again will not mend it."""
+    """A request that the endpoint refuses (4xx): asking again will not mend it, before the user has mended something.
+
+    `of_all` where it says nothing about this request: no credit, no such model.
+    """
 
     kind = "refused_request"
 
+    def __init__(self, message: str, *, of_all: bool = False) -> None:
+        super().__init__(message)
+        self.of_all = of_all
+
 
 UNANSWERED = frozenset(
-    e.kind for e in (EndpointError, Throttled, ServerError, EndpointTimeout, ConnectionLost, BadReply)
+    e.kind for e in (EndpointError, Throttled, ServerError, EndpointTimeout, ConnectionLost, BadReply, RequestRefused)
 )
 """Kinds of failed rows that may get an answer when they are asked for again (`--retry-failed`)."""
 

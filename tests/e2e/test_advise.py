@@ -20,18 +20,9 @@ def asked_for_advice(folder, fake, *words, own=None, judge_url=None, code=0):
     rows += [{**row, "prompt": row["prompt"] + " Hm?", "details": {"turned": True}} for row in rows]
     rows = [row | ({"objective": own} if own and n % 4 == 0 else {}) for n, row in enumerate(rows)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [
-        "advise",
-        "--policy",
-        "talker",
-        "--policy-url",
-        fake.url,
-        "--judge",
-        "judge",
-        "--base-url",
-        judge_url or fake.url,
-    ]
-    return anchorline(*asked, "--pairs", folder / "pairs.jsonl", "--out", folder / "run", *words, code=code)
+    asked = ["advise", "--policy", "talker", "--policy-url", fake.url, "--judge", "judge"]
+    asked += ["--base-url", judge_url or fake.url, "--pairs", folder / "pairs.jsonl", "--out", folder / "run"]
+    return anchorline(*asked, *words, code=code)
 
 
 def test_a_fair_judge_places_it_and_what_was_asked_is_not_asked_again(tmp_path):

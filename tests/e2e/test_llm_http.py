@@ -151,6 +151,28 @@ def test_a_bad_reply_says_what_it_used_up() -> None:
     assert isinstance(found, BadReply) and found.used == (0, 50)
 
 
+def test_a_limit_that_is_wanted_under_its_newer_name_is_sent_so() -> None:
+    class Newer(FakeServer):
+        refused = 0
+
+        async def _chat(self, content: bytes) -> Answer:
+            if "max_tokens" in json.loads(content):
+                self.refused += 1
+                said = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+                return Answer(400, json.dumps({"error": {"message": said}}).encode())
+            return await super()._chat(content)
+
+    server = Newer(reply=lambda body: "one two three", latency=0.01)
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        replies = await asyncio.gather(*(endpoint.complete(ask(i, max_tokens=2)) for i in range(3)))
+        assert {reply.finish for reply in replies} == {"length"} and server.refused == 3
+        await asyncio.gather(*(endpoint.complete(ask(i)) for i in range(9)))
+        assert server.refused == 3 and all("max_tokens" not in body for body in server.bodies)
+
+    against(server, use)
+
+
 def test_a_filtered_reply_is_marked() -> None:
     async def use(endpoint: OpenAIEndpoint) -> Reply:
         return await endpoint.complete(ask())
@@ -251,6 +273,11 @@ def test_a_key_that_is_repeated_in_another_spelling_is_hidden(write: Callable[[s
 
     said = str(asyncio.run(main()))
     assert "0123" not in said and "…" in said
+
+
+def test_which_refusals_are_about_every_request() -> None:
+    about_all = {status for status in range(400, 500) if getattr(fails(Saying(status, {})), "of_all", False)}
+    assert about_all == {402, 404, 405, 410}
 
 
 def test_retry_after_as_a_date() -> None:

@@ -21,7 +21,7 @@ import pytest
 from chat import Running, rows_of, write_project
 
 from anchorline.data import read_json, write_rows
-from anchorline.errors import UserError
+from anchorline.errors import UNANSWERED, UserError
 from anchorline.recipe.ray_engine import _cluster
 
 pytest.importorskip("ray", reason="needs the extra ray")
@@ -200,6 +200,8 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, make: Make
         kinds = {json.loads(line)["kind"] for line in results(place / "ray")[1].splitlines()}
         assert kinds >= {"server", "bad_reply"} and len(results(place / "ray")[0].splitlines()) > ROWS // 2
         local, ray = (read_json(place / name / "manifest.json") for name in ("local", "ray"))
+        reasons = [manifest["makers"]["pairs:clair"].pop("reasons") for manifest in (local, ray)]
+        assert reasons[0].keys() == reasons[1].keys() == kinds & UNANSWERED  # they name the server's port
         assert ray["costs"] == local["costs"] and ray["counts"] == local["counts"]
         assert ray["makers"] == local["makers"] and ray["makers"]["pairs:clair"]["costs"]["usd"] > 0
         assert not list((place / "ray").rglob("*.partial"))

@@ -315,7 +315,7 @@ MISTAKES = [
     Mistake(
         "pairs of prompts",
         nothing,
-        ("train.jsonl", "no row can be used (6 bad)", "finish"),
+        ("train.jsonl", "no row can be used (6 bad)", "expected a column 'text', got prompt"),
         ("pairs", "r/train.jsonl", "--style", "r/style.yaml", "--out", "p.jsonl"),
     ),
     Mistake(

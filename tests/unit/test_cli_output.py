@@ -14,9 +14,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from anchorline.cli.main import app
-from anchorline.cli.show import exit_code, print_summary, progress
+from anchorline.cli.show import exit_code, print_set, print_summary, progress
 from anchorline.data import read_jsonl
 from anchorline.errors import AnchorlineError, DataError, MissingExtra
+from anchorline.recipe.counts import Counts
+from anchorline.types import Failure, Pair
 from tiny_chat import STYLE, write_rows
 
 PAIRS = [
@@ -220,3 +222,16 @@ def test_bars_on_a_terminal_and_json_apart_from_them() -> None:
     out, shown = on_a_terminal("measure", "pairs.jsonl", "--json")
     assert one_object(out)["pairs"] == 3
     assert "measure" in shown and "3/3" in shown and "pairs" in shown
+
+
+def test_a_set_says_why_an_endpoint_gave_no_answer_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = Counts("clair")
+    counts.add(Pair("a", (), "A", "B"))
+    for n in range(2):
+        counts.add(Failure(f"b{n}", "pairs", "refused_request", f"no credit left ({n})"))
+    counts.add(Failure("c", "pairs", "identical", "the answer as it was"))
+    made = {"makers": {"pairs:clair": counts.row()}, "costs": {}, "sets": {}, "unusable": 0}
+    print_set(made, "clair", "runs/x", as_json=False)
+    told = capsys.readouterr().out
+    assert "one refused_request: no credit left (0)" in told and "as it was" not in told
+    assert "no answer of the endpoint: 2 rows; the same command with --retry-failed asks for them again" in told

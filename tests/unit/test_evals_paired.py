@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from anchorline.evals.length_control import length_controlled
+from anchorline.evals.lm_harness import HarnessTask
 from anchorline.evals.paired import compare_results, mcnemar, spread
 from anchorline.evals.stats import wilson
-from anchorline.evals.tasks_lm_eval import spanned
+from anchorline.evals.tasks_lm_eval import _interval
 from anchorline.evals.winrate import judge_answers, winrate_table
 from anchorline.judge import pairwise_judge
 from anchorline.llm.fake import FakeEndpoint
@@ -149,12 +150,14 @@ def test_too_few_results_are_not_fitted() -> None:
 
 
 def test_a_share_of_the_harness_has_wilsons_interval_and_a_mean_its_own_error() -> None:
-    all_right = spanned({"acc": 1.0, "acc_stderr": 0.0}, "acc", dict.fromkeys(range(8), 1.0))
-    assert (all_right["low"], all_right["high"]) == wilson(8, 8)[1:] and all_right["low"] < 0.7
-    few = spanned({"acc": 0.1, "acc_stderr": 0.1}, "acc", {n: float(n == 0) for n in range(10)})
-    assert few["low"] > 0, "a normal interval would go below 0"
-    mean = spanned({"f1,first": 0.5, "f1_stderr,first": 0.1}, "f1,first", {0: 0.4, 1: 0.6})
-    assert (mean["low"], mean["high"]) == (pytest.approx(0.304), pytest.approx(0.696))
-    group = spanned({"acc": 0.5, "acc_stderr": 0.1}, "acc", None)
-    assert group["low"] == pytest.approx(0.304)
-    assert spanned({"f1": 0.5, "f1_stderr": 0.0}, "f1", {0: 0.5, 1: 0.5}) == {"share": 0.5}
+    def interval(name: str, error: float, *results: float, share: float | None = None) -> tuple[float, ...]:
+        rows = [{"filter": "none", "doc_id": n, name: value} for n, value in enumerate(results)]
+        value = float(np.mean(results)) if share is None else share
+        part = _interval(HarnessTask({name: value, f"{name}_stderr": error}, rows), name)
+        return tuple(part[end] for end in ("low", "high") if end in part)
+
+    assert interval("acc", 0.0, *[1.0] * 8) == wilson(8, 8)[1:]
+    assert interval("acc", 0.1, 1.0, *[0.0] * 9)[0] > 0, "a normal interval would go below 0"
+    assert interval("f1", 0.1, 0.4, 0.6) == (pytest.approx(0.304), pytest.approx(0.696))
+    assert interval("acc", 0.1, share=0.5) == (pytest.approx(0.304), pytest.approx(0.696)), "a group has no documents"
+    assert interval("f1", 0.0, 0.5, 0.5) == ()

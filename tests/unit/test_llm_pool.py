@@ -23,7 +23,7 @@ from anchorline.errors import (
     ServerError,
     Throttled,
 )
-from anchorline.llm.breaker import IN_A_ROW, SECONDS, WINDOW, Breaker
+from anchorline.llm.breaker import IN_A_ROW, REFUSALS, SECONDS, WINDOW, Breaker
 from anchorline.llm.fake import FakeEndpoint, Slow, broken, dropped, malformed, throttled, timed_out
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.limits import GROW_EVERY, START, Bucket, Slots
@@ -520,6 +520,32 @@ def test_a_setting_that_every_request_is_refused_for_stops_the_run() -> None:
     virtual_run(main())
 
 
+@pytest.mark.parametrize(("of_all", "most"), [(True, IN_A_ROW), (False, REFUSALS)])
+def test_refusals_without_end_stop_the_run_after_good_requests_too(of_all: bool, most: int) -> None:
+    async def main() -> None:
+        broke = RequestRefused("no credit left", of_all=of_all)
+        pool, fake = pool_of(
+            lambda r: "fine" if int(r.messages[0].content.split()[1]) < 50 else broke, max_concurrency=4
+        )
+        results = await gather(pool, 1000)
+        assert 50 + most <= len(fake.asked) < 50 + most + 4
+        assert isinstance(results[-1], CircuitOpen)
+        assert f"refused {most} requests in a row; the last said: no credit left" in str(results[-1])
+
+    virtual_run(main())
+
+
+def test_a_block_of_requests_that_are_too_long_stops_nothing() -> None:
+    async def main() -> None:
+        pool, _ = pool_of(
+            lambda r: RequestRefused("too long") if 50 <= int(r.messages[0].content.split()[1]) < 200 else "fine"
+        )
+        results = await gather(pool, 300)
+        assert len(errors(results)) == 150 and not any(isinstance(r, CircuitOpen) for r in results)
+
+    virtual_run(main())
+
+
 def test_refused_requests_beside_good_ones_stop_nothing() -> None:
     async def main() -> None:
         pool, _ = pool_of(lambda r: RequestRefused("too long") if "1" in r.messages[0].content else "fine")
@@ -566,3 +592,15 @@ def test_a_tenth_of_faults_of_every_kind_costs_time_only() -> None:
         assert len(fake.asked) == 1100 and now() < 40
 
     virtual_run(main())
+
+
+def test_refusals_in_a_row_stop_the_run_after_answers_too() -> None:
+    breaker = Breaker()
+    breaker.success(0.0)
+    found = [breaker.failure(RequestRefused("no credit"), 0.1) for _ in range(REFUSALS)]
+    assert found[:-1] == [None] * (REFUSALS - 1) and "in a row; the last said: no credit" in str(found[-1])
+    mixed = Breaker()
+    mixed.success(0.0)
+    for _ in range(REFUSALS):
+        assert mixed.failure(RequestRefused("too long"), 0.1) is None
+        mixed.success(0.1)

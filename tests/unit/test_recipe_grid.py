@@ -6,7 +6,7 @@ import pytest
 
 from anchorline.evals.stats import wilson
 from anchorline.recipe.contrasts import tabled
-from anchorline.recipe.grid import Cell, CompareSettings, best, planned, to_go
+from anchorline.recipe.grid import Cell, CompareSettings, best, planned, to_come
 from anchorline.report.compare_page import build_compare_page, compare_text
 from anchorline.types import Message, Messages, Pair
 
@@ -61,12 +61,13 @@ def test_the_useful_cells_come_first_and_every_cell_once():
     assert len({cell.name for cell in order}) == len(order) == 13
 
 
-def test_what_is_to_go_counts_further_seeds_and_weights_from_the_start():
-    done, order = run_through()
-    left = [to_go(GRID, {cell: done[cell] for cell in order[:n]}) for n in range(len(order) + 1)]
-    assert left == [*range(13, -1, -1)], "one less with each cell, and 0 at the end only"
-    odd = Cell("clair", "sft", 1.0, 7)
-    assert to_go(GRID, {odd: result(odd, [True])}) == 13, "a cell that the grid has no more is none of it"
+def test_what_is_to_come_counts_the_seeds_and_weights_that_no_rate_is_chosen_for_yet():
+    done: dict = {}
+    left = [to_come(GRID, done)]
+    while todo := [cell for cell in planned(GRID, done) if cell not in done]:
+        done[todo[0]] = result(todo[0], [True])
+        left.append(to_come(GRID, done))
+    assert left == [*range(13, -1, -1)]
 
 
 def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():

@@ -130,6 +130,8 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
     if made["failures"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["failures"].items())
         print(f"  not a pair: {kinds}; see failures.jsonl")
+        for kind, reason in made.get("reasons", {}).items():
+            print(f"  one {kind}: {reason}")
     print_unanswered(made["failures"])
     if made.get("asked_again"):
         print(f"  asked again: {made['asked_again']} rows")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from anchorline.evals.figure import Figures, make_figure
@@ -43,8 +42,8 @@ def lm_eval_task(work: Evaluation) -> Figures:
 
 
 def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, name: str) -> Figures:
+    parts = {side: _interval(one, name) for side, one in tasks.items()}
     both = {side: one.results(name) for side, one in tasks.items()}
-    parts = {side: spanned(one.metrics, name, both[side]) for side, one in tasks.items()}
     ours, theirs = both["model"], both.get("against")
     results = None
     if ours is not None and theirs is not None:
@@ -53,14 +52,15 @@ def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, 
     return make_figure(label, n, parts["model"], parts.get("against"), results, seed=work.settings.seed, unit="metric")
 
 
-def spanned(metrics: Figures, name: str, results: Mapping[int, float] | None) -> Figures:
-    """The metric with its interval: Wilson's of a share of documents, else ±1.96 of the harness's standard errors.
+def _interval(task: HarnessTask, name: str) -> Figures:
+    """The metric with its interval: Wilson's for a share of documents; else the harness's own standard error, as normal.
 
-    No interval where there is no standard error, or one of 0: documents that all got the same tell no spread.
+    A standard error of 0 says that all documents came out alike, not that the metric is known: there is no interval then.
     """
-    if results and {*results.values()} <= {0.0, 1.0}:
-        return {"share": metrics[name], **wilson(sum(results.values()), len(results))._asdict()}
+    value, results = task.metrics[name], task.results(name)
+    if results is not None and set(results.values()) <= {0.0, 1.0}:
+        _, low, high = wilson(sum(results.values()), len(results))
+        return {"share": value, "low": low, "high": high}
     metric, _, rest = name.partition(",")
-    error = metrics.get(f"{metric}_stderr" + (f",{rest}" if rest else ""))
-    value = metrics[name]
-    return {"share": value} | ({"low": value - 1.96 * error, "high": value + 1.96 * error} if error else {})
+    error = task.metrics.get(f"{metric}_stderr" + (f",{rest}" if rest else ""))
+    return {"share": value, "low": value - 1.96 * error, "high": value + 1.96 * error} if error else {"share": value}

@@ -15,6 +15,8 @@ IN_A_ROW = 20
 SECONDS = 60.0
 """… so long without a success: a hiccup of a few seconds stops nothing. Throttling alone may last longer."""
 THROTTLED_SECONDS = 600.0
+REFUSALS = 200
+"""So many refusals in a row stop at once, whatever they are about. Rows are seldom all refused for what they hold."""
 WINDOW = 200
 SHARE = 0.9
 """Or this share of the last `WINDOW` finished calls failed, throttled ones left out."""
@@ -27,6 +29,7 @@ class Breaker:
 
     def __init__(self) -> None:
         self._row: Counter[str] = Counter()
+        self._of_all = 0
         self._last_success: float | None = None
         self._first: float | None = None
         self._recent: deque[tuple[float, bool]] = deque(maxlen=WINDOW)
@@ -37,12 +40,14 @@ class Breaker:
         """A call was answered."""
         self._last_success = now
         self._row.clear()
+        self._of_all = 0
         self._note(now, failed=False)
 
     def failure(self, error: EndpointError, now: float) -> CircuitOpen | None:
         """A call failed."""
         if self.open is None:
             self._row[error.kind] += 1
+            self._of_all += isinstance(error, RequestRefused) and error.of_all
             if self._first is None:
                 self._first = now
             if not isinstance(error, Throttled):
@@ -63,8 +68,12 @@ class Breaker:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self._row.most_common())
             assert self._first is not None
             quiet = now - (self._first if self._last_success is None else self._last_success)
-            if self._last_success is None and self._row[RequestRefused.kind] == in_a_row:
-                return f"the endpoint refused all of the first {in_a_row} requests"
+            if self._row[RequestRefused.kind] == in_a_row:
+                if self._last_success is None:
+                    return f"the endpoint refused all of the first {in_a_row} requests"
+                # where they may be about what the rows hold (too long, all of them), it takes more of them
+                if self._of_all == in_a_row or in_a_row >= REFUSALS:
+                    return f"the endpoint refused {in_a_row} requests in a row"
             patience = THROTTLED_SECONDS if self._row[Throttled.kind] == in_a_row else SECONDS
             if quiet >= patience:
                 return f"no request was answered for {quiet:.0f} s ({in_a_row} failures in a row: {kinds})"

@@ -56,6 +56,9 @@ ENDS: dict[Finish, tuple[str, ...]] = {
 }
 """What endpoints call the end of a reply, in any case of letters. Some servers name none for a whole reply."""
 FINISH: dict[str, Finish] = {name: finish for finish, names in ENDS.items() for name in names}
+OF_ALL = frozenset({402, 404, 405, 410})
+"""Statuses of refusals that are about the account, the model or the URL: the next request would be refused, too."""
+NEWER = "max_completion_tokens"
 SHOWN = 300
 
 
@@ -67,6 +70,8 @@ class _Server:
         self.in_flight = self.forbidden = self.failures = self.times_out = 0
         self.out_until = 0.0
         self.key_taken = False
+        self.newer = url == OPENAI_URL
+        """Whether it takes the limit of tokens under its newer name."""
         self._settled = asyncio.Event()
 
     def settle(self, *, answered: bool = False) -> None:
@@ -143,7 +148,7 @@ class OpenAIEndpoint:
         server = self._pick()
         server.in_flight += 1
         try:
-            reply = await self._ask(server, request)
+            reply = await self._in_its_words(server, request)
         except EndpointError as error:
             self._note(server, error)
             raise
@@ -160,12 +165,23 @@ class OpenAIEndpoint:
             text = text.replace(key, "…")
         return readable_text(" ".join(text.split()))[:SHOWN]
 
-    async def _ask(self, server: _Server, request: Request) -> Reply:
+    async def _in_its_words(self, server: _Server, request: Request) -> Reply:
+        """Ask; where the endpoint says that it wants the limit under its newer name, ask so, now and from now on."""
+        newer = server.newer
+        try:
+            return await self._ask(server, request, newer=newer)
+        except RequestRefused as error:
+            if newer or NEWER not in str(error):
+                raise
+        server.newer = True
+        return await self._ask(server, request, newer=True)
+
+    async def _ask(self, server: _Server, request: Request, *, newer: bool) -> Reply:
         import aiohttp
         import httpx2
         import openai
 
-        body = request_body(self._settings, request)
+        body = request_body(self._settings, request, newer=newer)
         try:
             # the client's timeout is for each read; this one is for the whole call
             async with asyncio.timeout(self._settings.timeout):
@@ -243,9 +259,10 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
     return key
 
 
-def request_body(settings: EndpointSettings, request: Request) -> dict[str, Any]:
-    """What is sent. OpenAI's newer models take the limit only under its newer name, other servers the older one."""
-    limit = "max_completion_tokens" if settings.urls == (OPENAI_URL,) else "max_tokens"
+def request_body(settings: EndpointSettings, request: Request, *, newer: bool | None = None) -> dict[str, Any]:
+    """What is sent. OpenAI's newer models take the limit only under its newer name, most other servers the older one."""
+    newer = settings.urls == (OPENAI_URL,) if newer is None else newer
+    limit = NEWER if newer else "max_tokens"
     body: dict[str, Any] = {
         "model": settings.model,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -318,7 +335,7 @@ def error_of_status(
         return EndpointTimeout(text)
     if status >= 500 or status in {409, 425}:
         return ServerError(text)
-    return RequestRefused(text)
+    return RequestRefused(text, of_all=status in OF_ALL)
 
 
 def said_by(error: openai.APIStatusError) -> str:

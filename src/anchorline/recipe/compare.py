@@ -29,7 +29,7 @@ from anchorline.recipe.cells import RESULT, answered, claimed, finished, run_cel
 from anchorline.recipe.config import Recipe
 from anchorline.recipe.context import RunContext
 from anchorline.recipe.contrasts import tabled
-from anchorline.recipe.grid import Cell, CompareSettings, Voice, planned, to_go
+from anchorline.recipe.grid import Cell, CompareSettings, Voice, planned, to_come
 from anchorline.recipe.manifest import content_hash, open_folder
 from anchorline.recipe.run import match_sets, run
 from anchorline.recipe.stages import AGAIN, SETS, retains
@@ -74,7 +74,7 @@ def compare(
             with claimed(place) as ours:
                 if ours and not finished(cell, context, sets[cell.maker], place):
                     with progress.task(
-                        f"cell {cell.name} ({to_go(grid, done)} to go)", total=1, unit="cells"
+                        f"cell {cell.name} ({to_come(grid, done)} to go)", total=1, unit="cells"
                     ) as advance:
                         run_cell(cell, context, sets[cell.maker], place)
                         advance(1)
@@ -217,7 +217,7 @@ def _write(
         return all(check(context.style, prompt, answer).values())
 
     found = tabled(grid, sets, done, keeps=keeps)
-    table = {"name": context.recipe.name, "todo": to_go(grid, done), "before": before, **found}
+    table = {"name": context.recipe.name, "todo": to_come(grid, done), "before": before, **found}
     write_json(folder / "compare.json", table)
     write_compare_page(folder / "compare.html", table)
     (folder / "compare.txt").write_text(compare_text(table), encoding="utf-8")

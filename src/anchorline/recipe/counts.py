@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anchorline.errors import UNANSWERED
 from anchorline.llm.costs import Bill, known_sum
 from anchorline.types import Failure, Pair
 
@@ -29,6 +30,8 @@ class Counts:
     maker: str
     pairs: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
+    """What an endpoint said that gave no answer: for each kind the first."""
     replies: Counter[str] = field(default_factory=Counter)
     """The parser's statuses of all replies of a reviser, first and further attempts."""
     gates: Counter[str] = field(default_factory=Counter)
@@ -44,6 +47,8 @@ class Counts:
             self.pairs += 1
         else:
             self.failures[result.kind] += 1
+            if result.kind in UNANSWERED:
+                self.reasons.setdefault(result.kind, result.reason)
         attempts = details.get("attempts") or ()
         self.asked_again += len(attempts) > 1
         for attempt in attempts:
@@ -59,6 +64,8 @@ class Counts:
         rows = self.pairs + self.failures.total()
         found: dict[str, Any] = {"maker": self.maker, "rows": rows, "pairs": self.pairs}
         found["failures"] = dict(self.failures.most_common())
+        if self.reasons:
+            found["reasons"] = self.reasons
         if self.replies:
             found |= {"replies": dict(self.replies.most_common()), "gates": dict(self.gates.most_common())}
             found["asked_again"] = self.asked_again

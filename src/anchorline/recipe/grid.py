@@ -107,10 +107,7 @@ Results = Mapping[Cell, Mapping[str, Any]]
 def planned(grid: CompareSettings, done: Results) -> list[Cell]:
     """Every cell that is known so far, in order: seeds and weights come when the learning rates of their cell are done."""
     rates, seed, weight = grid.learning_rates, grid.seeds[0], grid.retain_weights[0]
-    every = list(product(grid.sets, grid.objectives))
-    head = [key for key in every if key[0] == grid.sets[0]]
-    head += [key for key in every if key[0] != grid.sets[0] and key[1] == grid.objectives[0]]
-    rest = [key for key in every if key not in head]
+    head, rest = _head_and_rest(grid)
     cells = [Cell(s, o, rates[0], seed, weight) for s, o in (*head, *rest)]
     cells += [Cell(s, o, rate, seed, weight) for rate in rates[1:] for s, o in head]
     chosen = {(s, o): best(swept(grid, done, s, o)) for s, o in head if len(swept(grid, done, s, o)) == len(rates)}
@@ -121,12 +118,21 @@ def planned(grid: CompareSettings, done: Results) -> list[Cell]:
     return cells + [Cell(s, o, rate, seed, weight) for rate in rates[1:] for s, o in rest]
 
 
-def to_go(grid: CompareSettings, done: Results) -> int:
-    """How many cells are not finished, with the further seeds and weights of which only the learning rate is not known."""
-    row, column = len(grid.objectives), len(grid.sets)
-    seeds, weights = len(grid.seeds) - 1, len(grid.retain_weights) - 1
-    every = row * column * len(grid.learning_rates) + (row + column - 1) * seeds + row * weights
-    return every - sum(cell in done for cell in planned(grid, done))
+def to_come(grid: CompareSettings, done: Results) -> int:
+    """How many cells are left, those included that are not known yet (`planned`)."""
+    head, rest = _head_and_rest(grid)
+    row = sum(key[0] == grid.sets[0] for key in head)
+    further = len(head) * (len(grid.seeds) - 1) + row * (len(grid.retain_weights) - 1)
+    whole = (len(head) + len(rest)) * len(grid.learning_rates) + further
+    return whole - sum(cell in done for cell in planned(grid, done))
+
+
+def _head_and_rest(grid: CompareSettings) -> tuple[list[tuple[Maker, str]], list[tuple[Maker, str]]]:
+    """The first set's row and the first objective's column, and the other sets with the other objectives."""
+    every = list(product(grid.sets, grid.objectives))
+    head = [key for key in every if key[0] == grid.sets[0]]
+    head += [key for key in every if key[0] != grid.sets[0] and key[1] == grid.objectives[0]]
+    return head, [key for key in every if key not in head]
 
 
 def swept(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[Cell, Mapping[str, Any]]:
