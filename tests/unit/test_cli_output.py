@@ -150,6 +150,18 @@ def test_a_run_that_only_sampled_counts_its_answers(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines()[0].startswith("tiny: 18 answers, ")
 
 
+def test_the_summary_says_which_objective_auto_came_to_and_loudly_where_nothing_is_settled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for settled, name, said in (
+        (False, "apo_zero", "NOT SETTLED, so by default: apo_zero; why"),
+        (True, "apo_up", "apo_up (experimental); why"),
+    ):
+        advice = {"settled": settled, "objective": name, "reason": "why"}
+        print_summary(SUMMARY | {"advice": advice}, "runs/tiny", as_json=False)
+        assert capsys.readouterr().out.splitlines()[1] == f"objective auto: {said}"
+
+
 def test_the_summary_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(SUMMARY | {"name": "é"}, "runs/tiny", as_json=True)
     assert one_object(capsys.readouterr().out) == SUMMARY | {"name": "é"}

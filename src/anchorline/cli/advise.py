@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from anchorline.cli.options import Json, Set, recipe_of_data, settings
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, progress, recommended
 
 
 def advise(
@@ -121,10 +121,8 @@ def _tell(found: dict[str, Any], folder: Path) -> None:
         counts = ", ".join(f"{n} {name}" for name, n in sorted(own["counts"].items()))
         kept = f" ({own['kept']} had theirs already and keep it)" if own["kept"] else ""
         console.print(f"{own['n']} pairs with their objective in {own['file']}: {counts}{kept}", soft_wrap=True)
-    mark = "" if found["settled"] else "NOT SETTLED, so by default: "
-    name = f"{found['objective']} (experimental)" if found["objective"] == "apo_up" else found["objective"]
     console.print(f"All of it: {folder / 'advise.json'}")
-    console.print(f"Recommendation: {mark}{name}; {found['reason']}. {_more(found)}", soft_wrap=True)
+    console.print(f"Recommendation: {recommended(found)}. {_more(found)}", soft_wrap=True)
 
 
 def _judged(found: dict[str, Any]) -> str:

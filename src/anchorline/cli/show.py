@@ -146,6 +146,13 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
         print(f"  replies: {used['calls']}, {used['tokens']:,} tokens, {_usd(used['usd'])}{each}")
 
 
+def recommended(advice: Mapping[str, Any]) -> str:
+    """The advisor's objective and why; where nothing is settled, loudly that it is a default."""
+    mark = "" if advice["settled"] else "NOT SETTLED, so by default: "
+    experimental = " (experimental)" if advice["objective"] == "apo_up" else ""
+    return f"{mark}{advice['objective']}{experimental}; {advice['reason']}"
+
+
 def print_unanswered(failures: Mapping[str, int]) -> None:
     """How to go on where an endpoint did not answer, if that was so."""
     unanswered = sum(count for kind, count in failures.items() if kind in UNANSWERED)
@@ -174,6 +181,8 @@ def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> 
             _print_made(made, summary["costs"], stage)
     for maker, count in summary["sets"].items():
         print(f"set {maker}: {count} pairs")
+    if advice := summary.get("advice"):
+        print(f"objective auto: {recommended(advice)}")
     if style["after"]["all"] is not None:
         before, after = (f"{style[side]['all']:.1%}" for side in ("before", "after"))
         print(f"all rules kept: {before} before, {after} after ({style['n']} held-out prompts)")
