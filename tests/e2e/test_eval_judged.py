@@ -142,7 +142,6 @@ def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: 
         "--out",
         tmp_path / "out",
     ]
-
     words += ["--set", "judge.attempts=1"]
 
     def judged(url: str) -> tuple[int, str]:
@@ -238,6 +237,7 @@ def test_killed_while_a_judge_is_asked(tmp_path: Path) -> None:
 
     def before(body: Body) -> None:
         asked.append(json.dumps(body["messages"]))
+        time.sleep(0.2)  # longer than a slow disk takes to hold the reply before
         if len(asked) == 4:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -224,7 +224,7 @@ def samples(model: str) -> list[str]:
     """
     own = json.loads((Path(model) / "generation_config.json").read_text())
     body = {"stop": ["."], "generation_config": json.dumps(own | {"do_sample": True})}
-    settings = ["prompts.limit=2", "sample.temperature=1.0", "sample.max_new_tokens=80"]
+    settings = ["prompts.limit=2", "sample.temperature=1.0", "sample.max_new_tokens=200"]
     settings += [f"llm.policy.extra_body={json.dumps(body)}"]
     return ["--out", "judged", *(word for setting in settings for word in ("--set", setting))]
 

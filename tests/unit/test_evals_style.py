@@ -9,7 +9,7 @@ import pytest
 
 from anchorline.errors import StyleError
 from anchorline.evals.style import share_kept, side_by_side, style_table
-from anchorline.evals.tasks_answers import style_task
+from anchorline.evals.tasks_answers import style_needs
 from anchorline.style import parse_style
 from anchorline.types import Answer, Message
 
@@ -77,4 +77,4 @@ def test_a_style_without_rules_is_refused_before_a_model_answers() -> None:
         style=parse_style({"name": "g", "guideline": "Be calm."}), asked=SimpleNamespace(prompts=[])
     )
     with pytest.raises(StyleError, match="'g' has no rules to count by"):
-        style_task(work)
+        style_needs(work)

@@ -490,18 +490,23 @@ def test_the_advice_of_a_served_policy_depends_on_its_weights_here(place: Path, 
     assert (key(*same) != key(*setting)) == counts
 
 
+def served_by(fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a fake answer in the place of the served policy."""
+
+    async def endpoint(name: str) -> FakeEndpoint:
+        return fake
+
+    @asynccontextmanager
+    async def desk(run: RunContext) -> AsyncIterator[Any]:
+        yield SimpleNamespace(endpoint=endpoint)
+
+    monkeypatch.setattr("anchorline.recipe.sampling.open_desk", desk)
+
+
 def test_a_served_policys_samples_are_others_for_another_seed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def numbers(seed: int) -> list[int]:
         fake = FakeEndpoint("fine")
-
-        async def endpoint(name: str) -> FakeEndpoint:
-            return fake
-
-        @asynccontextmanager
-        async def desk(run: RunContext) -> AsyncIterator[Any]:
-            yield SimpleNamespace(endpoint=endpoint)
-
-        monkeypatch.setattr("anchorline.recipe.sampling.open_desk", desk)
+        served_by(fake, monkeypatch)
         run = RunContext(load_recipe("r/recipe.yaml", (*SERVED, f"seed={seed}")), Path("out"))
         asked = [Prompt(f"p#{n}", (Message("user", "where is it"),)) for n in (1, 2)]
         ask_policy(run, asked, run.recipe.sample, "more.jsonl", RESAMPLE)
@@ -514,15 +519,7 @@ def test_a_served_policys_samples_are_others_for_another_seed(place: Path, monke
 
 def test_a_served_policys_thinking_is_no_part_of_its_answer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEndpoint(["<think>Monday? Tuesday.</think>\n\nOn Tuesday.", "<think>Monday? Tues"])
-
-    async def endpoint(name: str) -> FakeEndpoint:
-        return fake
-
-    @asynccontextmanager
-    async def desk(run: RunContext) -> AsyncIterator[Any]:
-        yield SimpleNamespace(endpoint=endpoint)
-
-    monkeypatch.setattr("anchorline.recipe.sampling.open_desk", desk)
+    served_by(fake, monkeypatch)
     run = RunContext(load_recipe("r/recipe.yaml", SERVED), Path("out"))
     asked = [Prompt(f"p{n}", (Message("user", f"where is {n}"),)) for n in (1, 2)]
     failures = ask_policy(run, asked, run.recipe.sample, "answers.jsonl")

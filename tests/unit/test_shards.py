@@ -120,6 +120,7 @@ def test_a_set_of_finished_shards_has_their_counts_and_the_cost_of_each_reply_on
         "rows": 5,
         "pairs": 3,
         "failures": {"broken": 1, "server": 1},
+        "reasons": {"server": "500"},
         "replies": {"clean": 4, "truncated": 1, "tolerated:fence": 1},
         "gates": {"broken": 2},
         "asked_again": 2,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_train_toys import tiny
+from test_train_toys import PAD, example, tiny
 from torch.nn.functional import linear
 
 from anchorline.train import steady
+from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.attention import PACKED
+from anchorline.train.forward import example_logps
 from anchorline.train.steady import TILE, format_of, steady_rows, sways, tiled
 
 
@@ -47,6 +50,23 @@ def test_inside_the_layers_of_a_model_are_tiled_with_the_gradients_of_the_whole(
     for name, p in model.named_parameters():
         assert torch.allclose(p.grad, whole[name], rtol=1e-4, atol=1e-5), name
     assert not any("forward" in vars(module) for module in model.modules()), "nothing stays changed"
+
+
+def test_a_checkpointed_layer_is_computed_again_in_tiles_and_the_heads_place_is_given_back(monkeypatch):
+    examples = [example([2, 17, 30], [9, 10, 11, 12], [70, 71, 72])]
+    monkeypatch.setattr(steady, "sways", lambda weight, dtype: True)
+    found = []
+    for checkpointed in (False, True):
+        model = tiny().train()
+        model.set_attn_implementation(PACKED)
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        with multiplying_in(model, torch.bfloat16):
+            example_logps(model, examples, packed=True, pad=PAD).sum().backward()
+            assert "forward" in vars(model.lm_head), "as it was around the call"
+        assert not any("forward" in vars(module) for module in model.modules()), "nothing stays changed"
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.equal(found[1][name], grad) for name, grad in found[0].items())
 
 
 def test_only_half_precision_on_a_cpu_is_tried(monkeypatch):

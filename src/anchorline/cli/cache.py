@@ -131,15 +131,14 @@ def _request(file: Path) -> tuple[Any, dict[str, Any]]:
     value = read_json(file)
     try:
         messages = tuple(Message(turn["role"], turn["content"]) for turn in value["messages"])
-        rest = {key: given for key, given in value.items() if key not in {"messages", "max_tokens", "extra_body"}}
-        unknown = sorted(rest.keys() - {"temperature", "top_p", "index", "schema"})
-        if unknown:
-            raise DataError(f"{', '.join(unknown)}: no setting of a request", file=file)
-        return Request(messages, int(value["max_tokens"]), **rest), dict(value.get("extra_body") or {})
-    except DataError:
-        raise
+        limit, extra_body = int(value["max_tokens"]), dict(value.get("extra_body") or {})
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError('expected {"messages": [{"role": …, "content": …}], "max_tokens": 512, …}', file=file) from None
+    rest = {key: given for key, given in value.items() if key not in {"messages", "max_tokens", "extra_body"}}
+    unknown = sorted(rest.keys() - {"temperature", "top_p", "index", "schema"})
+    if unknown:
+        raise DataError(f"{', '.join(unknown)}: no setting of a request", file=file)
+    return Request(messages, limit, **rest), extra_body
 
 
 def _plain(value: Any) -> Any:

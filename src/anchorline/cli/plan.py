@@ -69,7 +69,8 @@ def _retained(recipe: Recipe, folder: Path) -> Any:
 
     drawn = folder / RETAINED
     if drawn.is_file():
-        return Retained([answer_from_row(row) for _, row in read_jsonl(drawn)], recipe.retain)
+        answers = (answer_from_row(row) for _, row in read_jsonl(drawn))
+        return Retained([answer for answer in answers if answer.text], recipe.retain)
     prompts = read_prompts(recipe.retain.prompts, strict=recipe.strict).rows
     return Retained([Answer(prompt.id, prompt.messages, "", "stop") for prompt in prompts], recipe.retain)
 

@@ -22,10 +22,10 @@ from anchorline.evals.tasks_mixeval import mixeval_needs, mixeval_task
 class Task(NamedTuple):
     """An evaluation."""
 
-    run: Callable[[Evaluation], dict[str, Any]]
-    """Its figures."""
-    needs: Callable[[Evaluation], object]
-    """Read what it needs beside the models: a UserError says what is lacking, before any model has answered."""
+    run: Callable[[Evaluation, Any], dict[str, Any]]
+    """Its figures, of what `needs` has read."""
+    needs: Callable[[Evaluation], Any]
+    """Reads what it needs beside the models: a UserError says what is lacking, before any model has answered."""
 
 
 TASKS = {
@@ -49,13 +49,11 @@ def evaluate(work: Evaluation) -> dict[str, Any]:
     unknown = [name for name in work.settings.tasks if name not in TASKS]
     if unknown:
         raise UserError(f"--tasks: got {unknown[0]!r}, expected some of {', '.join(TASKS)}")
-    names = list(dict.fromkeys(work.settings.tasks))
-    for name in names:
-        TASKS[name].needs(work)
+    read = {name: TASKS[name].needs(work) for name in work.settings.tasks}
     given = work.settings.answers and set(work.settings.tasks) == {"winrate"}
     return {
         "model": work.settings.model,
         "against": None if given else work.against,  # given answers are named by the task itself
         "seed": work.settings.seed,
-        "tasks": {name: TASKS[name].run(work) for name in names},
+        "tasks": {name: TASKS[name].run(work, needs) for name, needs in read.items()},
     }

@@ -30,9 +30,9 @@ def style_needs(work: Evaluation) -> tuple[Style, list[Prompt]]:
     return style, work.asked.prompts
 
 
-def style_task(work: Evaluation) -> Figures:
+def style_task(work: Evaluation, needs: tuple[Style, list[Prompt]]) -> Figures:
     """The share of answers that keep each rule and all rules; against another model with McNemar's test."""
-    style, prompts = style_needs(work)
+    style, prompts = needs
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     answers = {side: work.answers(side, prompts, "prompts") for side in sides}
     shares = {side: share_kept(style, answers[side]) for side in sides}
@@ -76,9 +76,9 @@ def winrate_needs(work: Evaluation) -> WinrateNeeds:
     return WinrateNeeds(style, None)
 
 
-def winrate_task(work: Evaluation) -> Figures:
+def winrate_task(work: Evaluation, needs: WinrateNeeds) -> Figures:
     """The model's answers against another model's or given ones, by a judge that is asked in both orders."""
-    style, given = winrate_needs(work)
+    style, given = needs
     prompts = work.asked.prompts
     left_out = list(work.asked.problems)
     if given:

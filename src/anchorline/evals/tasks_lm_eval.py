@@ -19,9 +19,8 @@ def lm_eval_needs(work: Evaluation) -> tuple[str, ...]:
     return work.settings.lm_tasks or (work.need(None, "--lm-task"),)
 
 
-def lm_eval_task(work: Evaluation) -> Figures:
+def lm_eval_task(work: Evaluation, names: tuple[str, ...]) -> Figures:
     """Tasks of lm-evaluation-harness, with its own metrics; a metric that is a mean over documents is compared in pairs."""
-    names = lm_eval_needs(work)
     include = Path(work.settings.lm_include) if work.settings.lm_include else None
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     found = {

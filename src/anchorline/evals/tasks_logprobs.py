@@ -27,9 +27,8 @@ def drift_needs(work: Evaluation) -> Asked:
     return work.asked
 
 
-def preference_task(work: Evaluation) -> Figures:
+def preference_task(work: Evaluation, found: Loaded[Pair]) -> Figures:
     """Whether the model has come to prefer the better answer of held-out pairs, relative to the reference."""
-    found = preference_needs(work)
     settings = TrainSettings(beta=work.settings.beta, forward="plain")
     scored = preference(work.subject(), found.rows[: work.settings.limit], settings, progress=work.progress)
     work.keep("preference", scored.rows)
@@ -41,9 +40,8 @@ def preference_task(work: Evaluation) -> Figures:
     }
 
 
-def drift_task(work: Evaluation) -> Figures:
+def drift_task(work: Evaluation, asked: Asked) -> Figures:
     """How far the model moved from the reference, along the reference's own answers, by group of prompts."""
-    asked = drift_needs(work)
     answers = work.answers("against", asked.prompts, "general", max_new_tokens=work.settings.eval.general_tokens)
     table = drift(work.subject(), answers, seed=work.settings.seed, groups=asked.groups, progress=work.progress)
 

@@ -24,9 +24,8 @@ def mixeval_needs(work: Evaluation) -> list[Item]:
     return load_items(work.need(work.settings.data, "--data"), limit=work.settings.limit)
 
 
-def mixeval_task(work: Evaluation) -> Figures:
+def mixeval_task(work: Evaluation, items: list[Item]) -> Figures:
     """MixEval-Hard: overall, each half, each benchmark; against another model paired over the items."""
-    items = mixeval_needs(work)
     prompts = [question(item) for item in items]
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     scores = {side: _scores(work, items, work.answers(side, prompts, "mixeval")) for side in sides}

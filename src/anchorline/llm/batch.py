@@ -21,9 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from anchorline.errors import (
     BadReply,
     BudgetReached,
-    ConnectionLost,
     EndpointError,
-    EndpointTimeout,
     KeyRefused,
     RequestRefused,
     Throttled,
@@ -31,7 +29,7 @@ from anchorline.errors import (
 from anchorline.llm.budget import Amount, Budget, worst_case
 from anchorline.llm.cache import RequestCache, is_hit, make_record, unread_payment
 from anchorline.llm.keys import messages_json, read_messages, request_key, settings_json
-from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body, retry_after
+from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body
 from anchorline.llm.pool import BACKOFF, LONGEST_BACKOFF
 from anchorline.llm.prices import BATCH_SHARE, find_price
 from anchorline.llm.settings import EndpointSettings, Prices
@@ -323,18 +321,10 @@ class _Order:
         import aiohttp
         import openai
 
-        url = self._settings.urls[0]
         try:
             return await call()
-        except openai.APITimeoutError:
-            raise EndpointTimeout(f"{url} gave no answer within {self._settings.timeout:g} s") from None
-        except (openai.APIConnectionError, aiohttp.ClientError) as error:
-            raise ConnectionLost(f"{url}: {self._endpoint.hide(str(error.__cause__ or error))}") from None
-        except openai.APIStatusError as error:
-            raise error_of_status(
-                error.status_code, self._endpoint.hide(error.message), url=url, settings=self._settings,
-                retry_after=retry_after(error.response.headers),
-            ) from None  # fmt: skip
+        except (openai.APIStatusError, openai.APIConnectionError, aiohttp.ClientError) as error:
+            raise self._endpoint.told(error) from None
 
 
 def _wait(state: RetryCallState) -> float:

@@ -186,18 +186,10 @@ class OpenAIEndpoint:
             # the client's timeout is for each read; this one is for the whole call
             async with asyncio.timeout(self._settings.timeout):
                 response = await server.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-        except TimeoutError:
-            raise self._too_slow(server) from None
-        except openai.APIStatusError as error:
-            taken = error.status_code == 403 and (self._known() or await server.takes_key())
-            raise error_of_status(
-                error.status_code, self.hide(said_by(error)), url=server.url, settings=self._settings,
-                retry_after=retry_after(error.response.headers), key_sent=server.has_key, key_taken=taken,
-            ) from None  # fmt: skip
-        except (openai.APIConnectionError, aiohttp.ClientError) as error:
-            if _timed_out(error):
-                raise self._too_slow(server) from None
-            raise ConnectionLost(f"{server.url}: {self.hide(str(error.__cause__ or error))}") from None
+        except (TimeoutError, openai.APIStatusError, openai.APIConnectionError, aiohttp.ClientError) as error:
+            forbidden = isinstance(error, openai.APIStatusError) and error.status_code == 403
+            taken = forbidden and (self._known() or await server.takes_key())
+            raise self.told(error, server, key_taken=taken) from None
         except UnicodeEncodeError:
             raise RequestRefused("the messages hold half a surrogate pair, which is no text that can be sent") from None
         try:
@@ -208,10 +200,21 @@ class OpenAIEndpoint:
                 f"{server.url} answered with what is no chat completion ({self.hide(str(error))})", used=used
             ) from None
 
-    def _too_slow(self, server: _Server) -> EndpointTimeout:
-        return EndpointTimeout(
-            f"{server.url} gave no answer within {self._settings.timeout:g} s; raise `timeout` if it is that slow"
-        )
+    def told(self, error: Exception, server: _Server | None = None, *, key_taken: bool = False) -> Exception:
+        """An error of the client in our words; of the first server, unless another is given."""
+        import openai
+
+        server = server or self._servers[0]
+        if isinstance(error, openai.APIStatusError):
+            return error_of_status(
+                error.status_code, self.hide(said_by(error)), url=server.url, settings=self._settings,
+                retry_after=retry_after(error.response.headers), key_sent=server.has_key, key_taken=key_taken,
+            )  # fmt: skip
+        if isinstance(error, TimeoutError) or _timed_out(error):
+            return EndpointTimeout(
+                f"{server.url} gave no answer within {self._settings.timeout:g} s; raise `timeout` if it is that slow"
+            )
+        return ConnectionLost(f"{server.url}: {self.hide(str(error.__cause__ or error))}")
 
     def _pick(self) -> _Server:
         now = asyncio.get_running_loop().time()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anchorline.train.lean import computing_again
 from anchorline.train.processes import launched
+from anchorline.train.steady import steady_rows
 
 
 def wrapped() -> bool:
@@ -38,13 +39,14 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
     if dtype == torch.float32:
         yield
         return
-    if wrapped():
-        with torch.autocast(next(model.parameters()).device.type, dtype):
-            yield
-        return
     with ExitStack() as stack:
-        _lend_copies(model, dtype, stack)
-        stack.enter_context(computing_again(model))
+        if wrapped():
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, dtype))
+        else:
+            _lend_copies(model, dtype, stack)
+            stack.enter_context(computing_again(model))
+        # open through the backward: a checkpointed layer is computed again there
+        stack.enter_context(steady_rows(model))
         yield
 
 

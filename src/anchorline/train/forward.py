@@ -143,6 +143,7 @@ def _through_head(model: Any, row: Row, instead: Callable[[Tensor, OutputHead], 
         made.append(instead(hidden.squeeze(0), head))
         return made[0][None]
 
+    own = vars(head.module).get("forward")
     head.module.forward = stand_in
     steady = steady_rows(model) if rounds_to_half(model) else nullcontext()
     try:
@@ -156,6 +157,8 @@ def _through_head(model: Any, row: Row, instead: Callable[[Tensor, OutputHead], 
             )
     finally:
         del head.module.forward
+        if own is not None:
+            head.module.forward = own
     if not head.changed_after:
         return out.logits.squeeze(0)
     # what the model did to the stand-in is not wanted, but its output stays in the graph, where wrappers hang their hooks

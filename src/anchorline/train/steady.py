@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 TILE = 256
 """Rows of a product."""
@@ -58,18 +58,14 @@ def tiled(
     out: Tensor | None = None,
 ) -> Float[Tensor, "rows outputs"]:
     """X @ weightᵀ + bias in tiles of `TILE` rows; the last one is filled up with zeros."""
-    rows, inputs = x_RI.shape
+    rows = len(x_RI)
     out_RO = x_RI.new_empty((rows, len(weight_OI))) if out is None else out
     for start in range(0, rows, TILE):
         tile, target = x_RI[start : start + TILE], out_RO[start : start + TILE]
-        whole = len(tile) == TILE
-        if not whole:
-            tile = torch.cat([tile, tile.new_zeros((TILE - len(tile), inputs))])
-        made = linear(tile, weight_OI, bias_O) if bias_O is not None or not whole else None
-        if made is None:
+        if bias_O is None and len(tile) == TILE:
             torch.mm(tile, weight_OI.T, out=target)
         else:
-            target.copy_(made[: len(target)])
+            target.copy_(linear(pad(tile, (0, 0, 0, TILE - len(tile))), weight_OI, bias_O)[: len(target)])
     return out_RO
 
 
@@ -78,7 +74,7 @@ def steady_rows(model: torch.nn.Module) -> Iterator[None]:
     """Inside, half-precision products of the model's linear layers are made in tiles, where this processor needs it."""
     with ExitStack() as stack:
         for module in model.modules():
-            if type(module) is not torch.nn.Linear or "forward" in vars(module):  # the head, whose place is taken
+            if type(module) is not torch.nn.Linear or "forward" in vars(module):  # taken already
                 continue
             if sways(module.weight, format_of(module.weight)):
                 module.forward = partial(_linear, module)  # pyright: ignore[reportAttributeAccessIssue]
