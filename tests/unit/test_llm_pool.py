@@ -592,15 +592,3 @@ def test_a_tenth_of_faults_of_every_kind_costs_time_only() -> None:
         assert len(fake.asked) == 1100 and now() < 40
 
     virtual_run(main())
-
-
-def test_refusals_in_a_row_stop_the_run_after_answers_too() -> None:
-    breaker = Breaker()
-    breaker.success(0.0)
-    found = [breaker.failure(RequestRefused("no credit"), 0.1) for _ in range(REFUSALS)]
-    assert found[:-1] == [None] * (REFUSALS - 1) and "in a row; the last said: no credit" in str(found[-1])
-    mixed = Breaker()
-    mixed.success(0.0)
-    for _ in range(REFUSALS):
-        assert mixed.failure(RequestRefused("too long"), 0.1) is None
-        mixed.success(0.1)
