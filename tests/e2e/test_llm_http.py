@@ -145,9 +145,9 @@ def test_a_model_that_only_thought_was_cut() -> None:
     assert against(Saying(200, said), use) == Reply("", "length", 3, 50)
 
 
-def test_a_bad_reply_says_what_it_used_up() -> None:
-    said = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}], "usage": {"completion_tokens": 50}}
-    found = fails(Saying(200, said))
+@pytest.mark.parametrize("choices", [[{"message": {"content": None}, "finish_reason": "stop"}], [], None])
+def test_a_bad_reply_says_what_it_used_up(choices: Any) -> None:
+    found = fails(Saying(200, {"choices": choices, "usage": {"completion_tokens": 50}}))
     assert isinstance(found, BadReply) and found.used == (0, 50)
 
 
@@ -632,6 +632,38 @@ def test_what_an_unreadable_reply_of_a_batch_used_is_paid(tmp_path: Path) -> Non
     assert batch(tmp_path / "c", server, requests, budget=budget).failed == 1
     with RequestCache(tmp_path / "c") as cache:
         assert cache.spent("r").tokens == budget.tokens == 40 and cache.spent("r").usd == budget.usd == 20
+
+
+def test_an_unreadable_reply_of_a_batch_is_paid_once_though_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import anchorline.llm.batch as module
+
+    body = {"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 10}}
+    line = {"custom_id": request_key("fake", ask(0)), "response": {"status_code": 200, "body": body}}
+    server = line_instead(ask(0), json.dumps(line).encode())
+    take = module._Order._take
+
+    async def take_and_die(self: Any, line: bytes, waiting: Any) -> None:
+        await take(self, line, waiting)
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        async with server:
+            chosen = settings_for(server)
+            with RequestCache(tmp_path / "c") as cache:
+                async with OpenAIEndpoint(chosen, environ={}) as endpoint:
+                    await run_batch(endpoint, [ask(0)], cache, run="r", settings=chosen, poll=0.01)
+
+        assert len(server._batches._batches) == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Order, "_take", take_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main())
+    asyncio.run(main())
+    with RequestCache(tmp_path / "c") as cache:
+        assert cache.spent("r").tokens == 40
 
 
 @pytest.mark.parametrize("status", [401, 403])

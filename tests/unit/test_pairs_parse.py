@@ -204,7 +204,9 @@ def test_what_the_conversation_says_too_is_no_allusion() -> None:
      f"<p>{TEXT}</p>", f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}", f"- It left.\n+ {TEXT}",
      f"{TEXT}<|im_end|>", f"{TEXT}</s>", f"{TEXT}<end_of_turn>", f"\\n{TEXT}\\n", f"<revised>{TEXT}</revised>",
      f'{{"revision": "{TEXT}"}}', f"{{'Answer': '{TEXT}'}}", f"Output: {TEXT}", f"**Final version:**\n{TEXT}",
-     f"`{TEXT}`", f"``{TEXT}``"],
+     f"`{TEXT}`", f"``{TEXT}``", f"revision: |\n{TEXT}", f"revised_answer: >-\n{TEXT}",
+     f"{TEXT}\n[user]\nThanks.",
+     f"[INST]{TEXT}", f"<<SYS>>{TEXT}"],
 )  # fmt: skip
 def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
     assert parse(framed(text)).status == parse(f"Why.\n{OPEN}\n{text}").status == "dressed"
@@ -215,6 +217,7 @@ def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.",
+     "Text: | is a pipe.", "Press [user] twice.", "Write:\n[user]\nname = A", "Instead [inst] of it.",
      "Say <p>.", "1 + 1\n- 2", "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days.",
      "`ls` lists, `cd` goes", "Output devices: a printer.", '{"left": "Monday"}', "<b>It left</b> on Monday."],
 )  # fmt: skip
@@ -225,7 +228,9 @@ def test_a_text_that_only_looks_wrapped_is_used(text: str) -> None:
 REMARKS = (
     "\n\nNote: I removed the apology to meet the guideline.", "\nNote: I removed the apology to meet the guideline.",
     "\n\n(Changes: removed the apology.)", "\n(Changes: removed the apology.)", "\n\n---\nRemoved: the apology",
-    "\n---\nRemoved: the apology", "\n\nI removed the apology.", "\n\n*Apology removed; rest unchanged.*",
+    "\n---\nRemoved: the apology",
+    "\n\nI hope this edit helps!", "\n(5 words)", "\n\nWord count: 5",
+    "\n\nI removed the apology.", "\n\n*Apology removed; rest unchanged.*",
 )  # fmt: skip
 
 
@@ -247,6 +252,7 @@ def test_what_may_be_a_remark_counts_where_no_end_marker_is(remark: str) -> None
 @pytest.mark.parametrize(
     "end",
     ["Note: the shop is closed on Sunday.", "Your refund was made, and your parcel has been sent.", "The rest is unchanged.",
+     "I hope this helps!", "I wrote 5 words.", "5 words a day",
      "I removed the item from your basket.", "I have added a note to your order.", "Fixed price: 5 pounds.",
      "Note: I can only see orders of this year."],
 )  # fmt: skip
@@ -444,6 +450,7 @@ def test_a_frame_that_stays_in_the_text_is_not_learnt() -> None:
     assert parse(f"x\n{OPEN}\n{TEXT}\n<<<END OF REVISED ANWSER>>>").status == "marker_inside"
     assert parse(f"x\n<revised_answer>{TEXT}</revised_answer>").status == "marker_inside"
     assert parse('{"revision": ["a", "b"]}').status == "bad_json"
+    assert parse(f"Why.\nrevision: |\n  {TEXT}").status == "no_marker"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of
 from anchorline.llm.pool import BACKOFF, LONGEST_BACKOFF
 from anchorline.llm.prices import BATCH_SHARE, find_price
 from anchorline.llm.settings import EndpointSettings, Prices
+from anchorline.llm.store import write
 from anchorline.llm.types import Reply, Request
 
 POLL, FIRST_POLL = 30.0, 1.0
@@ -261,7 +262,9 @@ class _Order:
         )
 
     async def _take(self, line: bytes, waiting: dict[str, Any]) -> None:
-        """Put one result into the cache. A line that names no request that waits is not ours, or was taken already."""
+        """Put one result into the cache. A line that names no request that waits is not ours, or was taken already, maybe by a
+        process that was killed before it could finish this batch.
+        """
         try:
             result = json.loads(line)
             key = result["custom_id"]
@@ -276,12 +279,14 @@ class _Order:
             key, self._endpoint.model, messages, settings, request, outcome,
             run=self._run, attempts=1, seconds=0.0, price=self._price,
         )  # fmt: skip
-        known = self._cache.get(key)
-        if payment is not None and known is not None and known.error is None and known.max_tokens >= max_tokens:
-            return  # taken by a process that was killed before it could finish this batch
         if isinstance(outcome, BadReply) and outcome.used is not None:
             payment = unread_payment(record, outcome.used, self._price)
-        await self._cache.put(record, *([payment] if payment else []))
+
+        def take(db: Any) -> None:  # in one transaction, so that a process that is killed takes and pays nothing twice
+            write(db, [record], [payment] if payment else [])
+            db.execute("DELETE FROM waiting WHERE key = ?", (key,))
+
+        await self._cache.on_disk(take)
         if isinstance(outcome, EndpointError):
             self.failed += 1
         else:

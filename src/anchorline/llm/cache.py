@@ -136,8 +136,8 @@ class RequestCache:
                 _confirm(group, None)
 
     def _write_group(self, group: list[_Waiting]) -> None:
-        with readable(self.path):
-            write(self._writer, [record for record, _, _ in group], [p for _, paid, _ in group for p in paid])
+        records, payments = [record for record, _, _ in group], [p for _, paid, _ in group for p in paid]
+        self._transaction(lambda db: write(db, records, payments))
 
     def _transaction(self, work: Callable[[sqlite3.Connection], object]) -> None:
         with readable(self.path):

@@ -290,15 +290,15 @@ def reply_of(completion: Any) -> Reply:
             it used up, where it says so.
 
     """
+    usage = completion.get("usage") if isinstance(completion, dict) else None
+    usage = usage if isinstance(usage, dict) else {}
+    prompt, said = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    used = None if said is None else (prompt or 0, said)
     try:
         choice = completion["choices"][0]
         text, reason = choice["message"].get("content"), choice.get("finish_reason")
     except (TypeError, LookupError, AttributeError):
-        raise BadReply("it has no choices") from None
-    usage = completion.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    prompt, said = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    used = None if said is None else (prompt or 0, said)
+        raise BadReply("it has no choices", used=used) from None
     finish = FINISH.get(str("" if reason is None else reason).lower())
     if text is None and finish in {"length", "filter"}:
         text = ""  # withheld, or cut while the model was still thinking

@@ -121,15 +121,9 @@ def connect(path: str | Path, *, must_exist: bool = False) -> sqlite3.Connection
 
 
 def write(db: sqlite3.Connection, records: list[Record], payments: list[Payment]) -> None:
-    """Write a group in one transaction."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        db.executemany(PUT, records)
-        db.executemany(PAY, payments)
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+    """Write a group, in the caller's transaction."""
+    db.executemany(PUT, records)
+    db.executemany(PAY, payments)
 
 
 def _prepare(db: sqlite3.Connection, path: str | Path) -> None:

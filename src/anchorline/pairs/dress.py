@@ -28,6 +28,11 @@ _DRESSES: dict[str, re.Pattern[str]] = {
         r"\A\{\s{0,40}[\"'][^\"'\n]{0,40}?(?:revis|answer|response|reply|output|corrected)[^\"'\n]{0,40}[\"']\s{0,9}:",
         re.IGNORECASE,
     ),
+    "YAML": re.compile(
+        r"\A[\"']?(?:\w{1,20}[_ -])?(?:revis\w{1,6}|answer|response|reply|output|corrected|text)[\"']?: {0,4}[|>]"
+        r"[+-]?[ \t\r]*\n",
+        re.IGNORECASE,
+    ),
     "backticks": re.compile(r"\A(`{1,2})[^`]*\1\Z"),
     "quotation marks": re.compile(
         r"\A(?:\"[^\"]*\"|“[^“”]*”|«[^«»]*»|„[^„“”]*[“”]|「[^「」]*」|『[^『』]*』|‘.*’|'(?:[^']|\b'\b)*'|'{3}.*'{3}|\"{3}.*\"{3})\Z",
@@ -41,7 +46,11 @@ _DRESSES: dict[str, re.Pattern[str]] = {
         re.MULTILINE,
     ),
     "escaped line breaks": re.compile(r"\A\\n.*\\n\Z"),
-    "a model's own marks": re.compile(r"<\|[a-z_]{2,20}\|>|</?s>\Z|<(?:start|end)_of_turn>", re.IGNORECASE),
+    "a model's own marks": re.compile(
+        r"<\|[a-z_]{2,20}\|>|</?s>\Z|<(?:start|end)_of_turn>|(?-i:\[/?INST\]|<</?SYS>>)"
+        r"|^[ \t]{0,4}\[(?:user|human|assistant|system)\]:?[ \t\r]*$(?!\n[^\n]*=)",
+        re.IGNORECASE | re.MULTILINE,
+    ),
 }
 """Each is one pass over the text."""
 

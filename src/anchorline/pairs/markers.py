@@ -141,6 +141,8 @@ def _opening(match: re.Match[str]) -> Marker | None:
     bold = "*" in match["dress"] or "_" in match["dress"] or bool(match["number"] and "*" in match["number"])
     colon = ":" in match["mark"] or "：" in match["mark"]
     alone = match["eol"] is not None
+    if colon and match["gap"].strip(" \t\r-") in ("|", ">"):
+        return None  # "revision: |": YAML, whose text is indented
     if not alone and not (framed or bold or colon):
         return None  # "Revised answers are …": a sentence
     if not alone and not own_name and not framed and not (bold and colon):

@@ -43,9 +43,14 @@ _SURELY = re.compile(
     rf"|^\W{{0,8}}\({_DID} (?:the|an?|all|some|only)\b[^)\n]{{0,200}}\)$"
     rf"|^\W{{0,8}}(?:note|explanation|comment)s?\W{{1,6}}(?:[^.\n]{{0,60}} )?{_I_DID}"
     rf"|^\W{{0,8}}{_DID}:|\b(?:rest|everything else|all else) (?:left |kept )?unchanged\b"
+    r"|\bhope (?:that )?(?:this|the|these|my) (?:edits?|revisions?|revised|rewrite|reworded|corrections?)\b"
     rf"|^\W{{0,8}}{_I_DID} (?:the|an?|all|your|its)\b[^.\n]{{0,60}}\b(?:apolog\w{{1,4}}|exclamation|wording|phrasing|guideline)"
 )
 """Said of an edit and of nothing else. A heading counts at the start of a paragraph."""
+_COUNT = re.compile(
+    r"^\W{0,8}(?:(?:new |final |total )?word count\W{1,6}\d+|(?:about |~ ?)?\d+ words)(?: in total| total)?\W{0,4}$"
+)
+"""A last line that counts the words above it, unless the original counted its own."""
 _PERHAPS = re.compile(
     rf"{_I_DID}[^.\n]{{0,100}}\b(?:structure|wording|tone|phrasing|sentences?|paragraphs?|exclamation|{_EDITS}|guideline|"
     rf"style|answer|response|original|text)\b"
@@ -104,6 +109,8 @@ def closing_remark(text: str, original: str, asked: str, *, ended: bool = True) 
     if not ended:
         patterns += [_UNENDED] if _CHANGING.search(plain(asked)) else [_UNENDED, _PERHAPS]
     places = [(plain(first), [_FIRST]), *((plain(paragraph), patterns) for paragraph in paragraphs)]
+    if body and not _COUNT.search(plain(original.strip().rpartition("\n")[2])):
+        places.append((plain(last), [_COUNT]))
     for paragraph, looked_for in places:
         for pattern in looked_for:
             found = pattern.search(paragraph)
