@@ -24,6 +24,8 @@ TAG = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """An opening or closing tag."""
+_STARTS = "<◁["
+"""Each begins with one of these; most texts have none, and the pattern is slow."""
 
 
 class Spoken(NamedTuple):
@@ -31,6 +33,11 @@ class Spoken(NamedTuple):
 
     text: str
     thought: str
+
+
+def has_tag(text: str) -> bool:
+    """Whether a tag of thinking stands in the text."""
+    return any(start in text for start in _STARTS) and TAG.search(text) is not None
 
 
 def without_thinking(text: str) -> Spoken:

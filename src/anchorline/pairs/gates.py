@@ -32,6 +32,8 @@ _SLACK_CHARACTERS = 100
 _LONG_WORD = 4
 _TELLING_WORDS, _LEAST_KEPT = 8, 0.15
 """Of so many words of four letters or more, an edit keeps this share: published revisions keep 0.4, unrelated texts 0.1."""
+_RELATED = 0.4
+"""And where no more than this share of the characters changed, there is no need to look."""
 _CHARACTERS_A_WORD = 15
 """Where words are not set apart (Chinese, Japanese, Thai), so many characters count as one, at the least."""
 
@@ -69,7 +71,7 @@ def _over_edited(original: str, revision: str, settings: GateSettings) -> Fault 
     share = normalised_distance(original, revision)
     changed = share * max(len(original), len(revision))
     if share <= settings.max_change or changed <= _SLACK_CHARACTERS:
-        return _unrelated(original, revision) if settings.max_change < 1 else None
+        return _unrelated(original, revision) if share > _RELATED and settings.max_change < 1 else None
     reason = (
         f"{share:.0%} of the answer is changed, at most {settings.max_change:.0%} may be; keep more of it word for word"
     )

@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from anchorline.judge.thinking import TAG, without_thinking
+from anchorline.judge.thinking import has_tag, without_thinking
 from anchorline.measure import jaccard, words
 from anchorline.pairs.dress import dress
 from anchorline.pairs.json_reply import revision_in_json
@@ -50,6 +50,8 @@ _FRAME = re.compile(
 """A line that frames, whatever it says: a misspelt or translated end; and a closing tag that ends a text."""
 _MOST_OPENINGS = 10
 """A reply with more goes round in circles."""
+_HEADING = 200
+"""A longer line is no heading."""
 _PART_OF_END = 6
 """An end marker that breaks off is known by so many characters."""
 _SAME_LENGTH, _SAME_WORDS = 0.5, 0.3
@@ -128,7 +130,7 @@ def _clean(reply: str, original: str) -> _Found | None:
         return None
     if _without_heading(inner, original) != inner:
         return None
-    if TAG.search(inner) and not TAG.search(original):
+    if has_tag(inner) and not has_tag(original):
         return None
     outside = without_thinking(before + OPEN)
     if not outside.text.endswith(OPEN):
@@ -285,6 +287,8 @@ def _without_heading(text: str, original: str) -> str:
     """Without a first line that says once more that this is the revision."""
     start = _trimmed(text)
     first = start.partition("\n")[0]
+    if len(first) > _HEADING:
+        return text
     opens = [marker for marker in find_markers(first) if marker.kind == "open" and marker.start == 0 and marker.alone]
     return text if not opens or first.strip() in original else start[len(first) :]
 

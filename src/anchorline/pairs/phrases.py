@@ -76,11 +76,18 @@ _SPEAKS_ABROAD = re.compile(
     r"|(?:修改|修订|修訂|改写|改寫|编辑|編輯|更正|润色|优化)(?:后|後|过|版)的?(?:的)?(?:回答|答案|回复|回覆|版本|文本|内容)?"
     r"|(?:修正|改訂|編集|改善|書き直し)(?:後|版|した|された)の?(?:回答|答え|返答|文章|バージョン)"
 )
-_HINTS = (
-    "answer", "response", "reply", "solution", "revis", "edit", "rewrit", "rewrote", "reword", "rephras", "polish",
-    "changes", "improve", "version", "here", "final", "below", "this is", "correct", "enhance", "refine", "update", "rework",
+_HINTS: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
+    (_SPEAKS, ("answer", "response", "reply", "solution", "revision", "rewrite", "edit", "changes", "improvements")),
+    (_SPEAKS_WEAKLY, (
+        "revised", "edited", "corrected", "improved", "rewritten", "rewrote", "reworked", "reworded", "rephrased", "polished",
+        "enhanced", "refined", "updated",
+    )),
+    (_SPEAKS_ABROAD, (
+        "antwo", "fassung", "versi", "versão", "text", "tekst", "testo", "réponse", "respuesta", "resposta", "risposta",
+        "ответ", "верси", "вариант", "текст", "修", "改", "编", "編", "更正", "润色", "优化", "書き直し",
+    )),
 )  # fmt: skip
-"""One of these is in all that the patterns above match."""
+"""One of these is in all that a pattern matches; most texts have none, and the patterns are slow."""
 _EDITING = re.compile(r"\b(?:revis|re-?writ|re-?word|re-?phras|paraphras|edit|improv|correct|proofread|polish|draft)")
 
 _NO_ANSWER = re.compile(
@@ -145,13 +152,16 @@ def no_answer(text: str, original: str, asked: str) -> bool:
 def self_reference(text: str, original: str, asked: str) -> str | None:
     """The words with which a text alludes to being a revision, if it does. `asked` is the conversation."""
     text = plain(text)
-    if text.isascii() and not any(hint in text for hint in _HINTS):  # most texts have none, and the patterns are slow
+    patterns = [pattern for pattern, hints in _HINTS if any(hint in text for hint in hints)]
+    announced = _ANNOUNCES.match(text)
+    if not patterns and not announced:
         return None
     known = plain(f"{original}\n{asked}")
-    patterns = [_SPEAKS, _SPEAKS_ABROAD]
-    if not _EDITING.search(plain(asked)):
-        patterns += [_SPEAKS_WEAKLY] if _ANNOUNCES.match(plain(original)) else [_SPEAKS_WEAKLY, _ANNOUNCES]
-    said = (match[0] for pattern in patterns for match in pattern.finditer(text))
+    if _EDITING.search(plain(asked)):
+        patterns, announced = [pattern for pattern in patterns if pattern is not _SPEAKS_WEAKLY], None
+    said = [match[0] for pattern in patterns for match in pattern.finditer(text)]
+    if announced and not _ANNOUNCES.match(plain(original)):
+        said.append(announced[0])
     return next((each.strip() for each in said if each not in known), None)
 
 
@@ -161,4 +171,4 @@ def _declines(text: str) -> bool:
 
 def plain(text: str) -> str:
     """The text in small letters and with plain quotes."""
-    return text.translate(_QUOTES).casefold()
+    return (text if text.isascii() else text.translate(_QUOTES)).casefold()

@@ -42,11 +42,15 @@ _SURELY = re.compile(
     rf"|^\W{{0,8}}the changes (?:are|were) (?:small|minimal|minor|few|limited)\b"
     rf"|^\W{{0,8}}\({_DID} (?:the|an?|all|some|only)\b[^)\n]{{0,200}}\)$"
     rf"|^\W{{0,8}}(?:note|explanation|comment)s?\W{{1,6}}(?:[^.\n]{{0,60}} )?{_I_DID}"
-    rf"|^\W{{0,8}}{_DID}:|\b(?:rest|everything else|all else) (?:left |kept )?unchanged\b"
-    r"|\bhope (?:that )?(?:this|the|these|my) (?:edits?|revisions?|revised|rewrite|reworded|corrections?)\b"
+    rf"|^\W{{0,8}}{_DID}:"
     rf"|^\W{{0,8}}{_I_DID} (?:the|an?|all|your|its)\b[^.\n]{{0,60}}\b(?:apolog\w{{1,4}}|exclamation|wording|phrasing|guideline)"
 )
-"""Said of an edit and of nothing else. A heading counts at the start of a paragraph."""
+"""Said of an edit and of nothing else, at the start of a paragraph."""
+_SURELY_WITHIN = re.compile(
+    r"\b(?:rest|everything else|all else) (?:left |kept )?unchanged\b"
+    r"|\bhope (?:that )?(?:this|the|these|my) (?:edits?|revisions?|revised|rewrite|reworded|corrections?)\b"
+)
+"""And anywhere in one."""
 _COUNT = re.compile(
     r"^\W{0,8}(?:(?:new |final |total )?word count\W{1,6}\d+|(?:about |~ ?)?\d+ words)(?: in total| total)?\W{0,4}$"
 )
@@ -102,18 +106,20 @@ def closing_remark(text: str, original: str, asked: str, *, ended: bool = True) 
     What the original says is none. `ended` tells whether an end marker ends the text.
     """
     body, _, last = text.strip().rpartition("\n")
-    paragraphs = [*_PARAGRAPH.split(text.strip())[1:][-_LOOKED_AT:], *([last] if body else [])]
-    first = text.strip().partition("\n")[0] if body else ""
+    if not body:
+        return None
+    paragraphs = [*_PARAGRAPH.split(text.strip())[1:][-_LOOKED_AT:], last]
+    first = text.strip().partition("\n")[0]
     known = plain(f"{original}\n{asked}")
-    patterns = [_SURELY]
+    finders = [_SURELY.match, _SURELY_WITHIN.search]
     if not ended:
-        patterns += [_UNENDED] if _CHANGING.search(plain(asked)) else [_UNENDED, _PERHAPS]
-    places = [(plain(first), [_FIRST]), *((plain(paragraph), patterns) for paragraph in paragraphs)]
-    if body and not _COUNT.search(plain(original.strip().rpartition("\n")[2])):
-        places.append((plain(last), [_COUNT]))
+        finders += [_UNENDED.match] if _CHANGING.search(plain(asked)) else [_UNENDED.match, _PERHAPS.search]
+    places = [(plain(first), [_FIRST.match]), *((plain(paragraph), finders) for paragraph in paragraphs)]
+    if not _COUNT.match(plain(original.strip().rpartition("\n")[2])):
+        places.append((plain(last), [_COUNT.match]))
     for paragraph, looked_for in places:
-        for pattern in looked_for:
-            found = pattern.search(paragraph)
+        for find in looked_for:
+            found = find(paragraph)
             said = found[0].strip(" \t\r\n*_#>-—–(") if found else ""
             if found and said.rstrip(":*_ \n") not in known:
                 return said
