@@ -170,7 +170,7 @@ def main() -> None:
         return len(tokenizer(text)["input_ids"])
 
     peak = measured_peak(asked.threads)
-    figures: dict[str, Any] = {"peak_gflops": round(peak / 1e9), "threads": asked.threads}
+    figures: dict[str, Any] = {"threads": asked.threads}
     for work, pairs in works(count).items():
         for kind in KINDS:
             job = {
@@ -190,6 +190,8 @@ def main() -> None:
                 runs[name] = run(name, job, folder)
             if "ours" in runs:
                 runs["ours"]["flops_per_step"] = flops_per_step(job, count)
+            peak = max(peak, measured_peak(asked.threads))  # whatever was busy the first time may be done
+            figures["peak_gflops"] = round(peak / 1e9)
             if runs.keys() == CONTENDERS.keys():
                 figures[f"{work}, {kind}"] = summary(runs, job, peak_flops=peak)
     first = figures.get("real, full", {})

@@ -73,7 +73,8 @@ def compare_text(table: Mapping[str, Any]) -> str:
     """The table as plain text."""
     before = table["before"]
     lines = [
-        f"{table['name']}: {len(table['cells'])} cells, {table['todo']} to go; before training {percent(before['share'])} of "
+        f"{table['name']}: {len(table['cells'])} cell{'s' * (len(table['cells']) != 1)}, {table['todo']} to go; "
+        f"before training {percent(before['share'])} of "
         f"{before['n']} held-out answers keep every rule".replace("\u00a0", " "),
         "",
         f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}{'drift':>8}{'words':>7}{'cut':>6}  rate",
@@ -82,15 +83,15 @@ def compare_text(table: Mapping[str, Any]) -> str:
         span = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         lines.append(
             f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
-            f"{_hundred(row['further_seeds']):>7}{row['drift']:>8.3f}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
+            f"{_hundred(row['further_seeds']):>7}{row['drift']:>z8.3f}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
             f"  {row['learning_rate']:g}"
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
     for one in table["contrasts"]:
-        span = "no spread" if one["low"] is None else f"{100 * one['low']:+.0f} to {100 * one['high']:+.0f}"
+        span = "no spread" if one["low"] is None else f"{100 * one['low']:+z.0f} to {100 * one['high']:+z.0f}"
         lines.append(
-            f"{one['one']} minus {one['other']}: {100 * one['difference']:+.0f} ({span}), McNemar p {one['p']:.3g}, "
-            f"n {one['n']}, best of {one['rates']}, drift {one['drift_difference']:+.3f}"
+            f"{one['one']} minus {one['other']}: {100 * one['difference']:+z.0f} ({span}), McNemar p {one['p']:.3g}, "
+            f"n {one['n']}, best of {one['rates']}, drift {one['drift_difference']:+z.3f}"
         )
     return "\n".join(lines) + "\n"
 
