@@ -188,8 +188,9 @@ def main() -> None:
                     job["order"] = runs["ours"]["order"]
                 folder = asked.results / work.replace(" ", "-") / kind / name.replace(", ", "-").replace(" ", "-")
                 runs[name] = run(name, job, folder)
-            if "ours" in runs:
-                runs["ours"]["flops_per_step"] = flops_per_step(job, count)
+            if not runs:
+                continue
+            runs["ours"]["flops_per_step"] = flops_per_step(job, count)
             peak = max(peak, measured_peak(asked.threads))  # whatever was busy the first time may be done
             figures["peak_gflops"] = round(peak / 1e9)
             if runs.keys() == CONTENDERS.keys():

@@ -634,6 +634,39 @@ def test_what_an_unreadable_reply_of_a_batch_used_is_paid(tmp_path: Path) -> Non
         assert cache.spent("r").tokens == budget.tokens == 40 and cache.spent("r").usd == budget.usd == 20
 
 
+@pytest.mark.parametrize("fault", [{}, {"error": 1.0}])
+def test_a_batch_leaves_what_was_answered_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: dict[str, float]
+) -> None:
+    """A process is killed while it waits for its batch, its user asks directly, and the batch is collected after that."""
+    import anchorline.llm.batch as module
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        async with FakeServer(reply=lambda body: "by batch", plan=FaultPlan(**fault)) as server:
+            chosen = settings_for(server)
+            with RequestCache(tmp_path / "c") as cache:
+                async with OpenAIEndpoint(chosen, environ={}) as endpoint:
+                    with monkeypatch.context() as patch:
+                        patch.setattr(module._Order, "_collect", killed)
+                        with pytest.raises(KeyboardInterrupt):
+                            await run_batch(endpoint, [ask(0)], cache, run="r", settings=chosen, poll=0.01)
+                    async with (
+                        FakeServer(reply=lambda body: "directly") as other,
+                        build(settings_for(other), cache=cache, run="r", environ={}) as direct,
+                    ):
+                        await direct.complete(ask(0))
+                    await run_batch(endpoint, [ask(0)], cache, run="r", settings=chosen, poll=0.01)
+                stored = cache.get(request_key("fake", ask(0)))
+                assert stored is not None and (stored.text, stored.error) == ("directly", None)
+                paid = cache.read("SELECT count(*) FROM payments")[0][0]
+                assert paid == (1 if fault else 2), "both replies were made, and both are paid for"
+
+    asyncio.run(main())
+
+
 def test_an_unreadable_reply_of_a_batch_is_paid_once_though_the_process_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from anchorline.pairs import markers
+from anchorline.judge import thinking
+from anchorline.pairs import markers, phrases
 from anchorline.pairs.markers import find_markers, has_marker
 from anchorline.pairs.parse import CLOSE, OPEN, Parsed, parse_revision
 from anchorline.types import Message
@@ -252,7 +254,7 @@ def test_what_may_be_a_remark_counts_where_no_end_marker_is(remark: str) -> None
 @pytest.mark.parametrize(
     "end",
     ["Note: the shop is closed on Sunday.", "Your refund was made, and your parcel has been sent.", "The rest is unchanged.",
-     "I hope this helps!", "I wrote 5 words.", "5 words a day",
+     "I hope this helps!", "I wrote 5 words.", "5 words a day", "- 250 words", "Word count: see above.",
      "I removed the item from your basket.", "I have added a note to your order.", "Fixed price: 5 pounds.",
      "Note: I can only see orders of this year."],
 )  # fmt: skip
@@ -405,6 +407,33 @@ def test_a_long_reply_of_one_thing_is_read_in_one_pass(piece: str) -> None:
 )  # fmt: skip
 def test_every_way_to_speak_of_the_edit_is_seen(said: str) -> None:
     assert parse(framed(f"It left.\n{said}\nBye.")).status == "self_referring"
+
+
+@pytest.mark.parametrize(("pattern", "hints"), phrases._HINTS)
+def test_the_quick_look_for_phrases_overlooks_none(pattern: re.Pattern[str], hints: tuple[str, ...]) -> None:
+    @settings(max_examples=500)
+    @given(st.from_regex(pattern, fullmatch=True))
+    def whatever_it_matches(said: str) -> None:
+        assert any(hint in said for hint in hints)
+
+    whatever_it_matches()
+
+
+@settings(max_examples=500)
+@given(st.from_regex(thinking._TAG, fullmatch=True))
+@example("◁think▷")
+@example("[/THINK]")
+def test_the_quick_look_for_thinking_overlooks_none(tag: str) -> None:
+    assert thinking.has_tag(tag)
+
+
+def test_what_the_answer_did_before_is_its_own() -> None:
+    announced = f"Here is the new version of the plan:\n{TEXT}"
+    assert parse(framed(announced)).status == "self_referring"
+    assert parse(framed(announced), original=f"Here is my first draft of a plan:\n{ORIGINAL}").status == "clean"
+    counted = f"{TEXT}\n(9 words)"
+    assert parse(framed(counted)).status == "self_referring"
+    assert parse(framed(counted), original=f"{ORIGINAL}\n(6 words)").status == "clean"
 
 
 PIECES = (

@@ -124,7 +124,11 @@ def test_a_contrast_without_spread_has_no_interval():
     table = tabled(GRID, {}, {cell: result(cell, [True, False]) for cell in cells}, keeps=keeps)
     assert [(c["low"], c["high"], c["p"]) for c in table["contrasts"]] == [(None, None, 1.0)]
     shown = {"name": "x", "todo": 0, "before": {"share": 0.0, "n": 2, "words": 1.0, "beside": {}}, **table}
-    assert "(no spread), McNemar p 1, n 2, best of 1" in compare_text(shown)
+    shown["rows"][0]["drift"] = shown["contrasts"][0]["drift_difference"] = -0.0001
+    text = compare_text(shown)
+    assert "(no spread), McNemar p 1, n 2, best of 1, drift +0.000" in text
+    assert "-0.000" not in text and "−0.000" not in build_compare_page(shown)
+    assert f"x: {len(cells)} cells, " in text and "x: 1 cell, " in compare_text({**shown, "cells": shown["cells"][:1]})
     assert "None" not in build_compare_page(shown)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 _NAMES = r"(?:\w{1,12}:)?(?:thoughts?|reasoning|reflection|scratch_?pad|analysis)"
 """Tags that an answer may write about: one begins a block at the start of a line, and ends it at the end of one."""
-TAG = re.compile(
+_TAG = re.compile(
     r"[<◁](?P<close>/?)(?:\w{1,12}:)?think(?:ing)?[>▷]"
     rf"|^[ \t]{{0,8}}<{_NAMES}>|(?P<ended></{_NAMES}>)(?=[ \t\r]{{0,8}}$)"
     r"|\[(?P<closed>/?)THINK\]|<\|(?:begin|(?P<over>end))_of_thought\|>"
@@ -37,7 +37,7 @@ class Spoken(NamedTuple):
 
 def has_tag(text: str) -> bool:
     """Whether a tag of thinking stands in the text."""
-    return any(start in text for start in _STARTS) and TAG.search(text) is not None
+    return any(start in text for start in _STARTS) and _TAG.search(text) is not None
 
 
 def without_thinking(text: str) -> Spoken:
@@ -45,7 +45,7 @@ def without_thinking(text: str) -> Spoken:
     said: list[str] = []
     thought: list[str] = []
     position, inside = 0, False
-    for tag in TAG.finditer(text):
+    for tag in _TAG.finditer(text):
         piece = text[position : tag.start()]
         closes = any(tag[name] for name in ("close", "closed", "ended", "over", "final"))
         if inside:

@@ -52,7 +52,8 @@ _SURELY_WITHIN = re.compile(
 )
 """And anywhere in one."""
 _COUNT = re.compile(
-    r"^\W{0,8}(?:(?:new |final |total )?word count\W{1,6}\d+|(?:about |~ ?)?\d+ words)(?: in total| total)?\W{0,4}$"
+    r"^\W{0,8}(?:(?:new |final |total )?word count\W{1,6}\d+(?: words)?"
+    r"|(?:about |~ ?)?\d+ words(?: in total| total)?[)\]])\W{0,4}$"
 )
 """A last line that counts the words above it, unless the original counted its own."""
 _PERHAPS = re.compile(

@@ -32,8 +32,8 @@ def percent(value: Any, *, digits: int | None = None) -> str:
 def number(value: Any, digits: int | None = None) -> str:
     """A number with that many digits after the point, or with three significant ones; a count in full.
 
-    >>> number(12345), number(0.0812), number(-7.4, 2), number(float("nan"))
-    ('12,345', '0.0812', '−7.40', '–')
+    >>> number(12345), number(0.0812), number(-7.4, 2), number(-0.001, 2), number(float("nan"))
+    ('12,345', '0.0812', '−7.40', '0.00', '–')
     """
     if not is_number(value):
         return MISSING
@@ -42,7 +42,7 @@ def number(value: Any, digits: int | None = None) -> str:
     elif digits is None:
         text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     else:
-        text = f"{value:,.{digits}f}"
+        text = f"{value:z,.{digits}f}"  # a change that rounds to nothing has no sign
     return text.replace("-", "−")
 
 
