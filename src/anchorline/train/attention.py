@@ -2,8 +2,9 @@
 
 Of each example, one causal call covers the prompt with its first branch. Every further branch is one call of its own
 queries against [prompt, branch], causal from the bottom right. The opening that prompts of a row share asks once, in a
-call of its own, and its keys stand before theirs. On a GPU the whole row is one call instead (gpu_attention.py). The layout
-travels as the forward argument `packed_layout`, so that gradient checkpointing recomputes with it.
+call of its own, and its keys stand before theirs. On a GPU the whole row is one call instead (gpu_attention.py), and in
+bfloat16 on a CPU where native.cpp runs (cpu_attention.py). The layout travels as the forward argument `packed_layout`, so
+that gradient checkpointing recomputes with it.
 
 >>> model.set_attn_implementation(PACKED)  # doctest: +SKIP
 >>> model(tokens, position_ids=positions, packed_layout=row.layout)  # doctest: +SKIP
@@ -18,9 +19,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from anchorline.errors import ModelError
+from anchorline.train import cpu_attention, gpu_attention
 from anchorline.train.cpu_attention import causal_attention, visible
-from anchorline.train.gpu_attention import row_attention
 from anchorline.train.layout import Branching
+from anchorline.train.native import native
 
 PACKED = "anchorline_packed"
 
@@ -72,11 +74,16 @@ def packed_attention(
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if device in BY_ROW and not dropout:
-        out = row_attention(query, key, value, packed_layout, scale=scaling, window=sliding_window)
+        out = gpu_attention.row_attention(query, key, value, packed_layout, scale=scaling, window=sliding_window)
         return out.transpose(1, 2), None
     attend = _causal
     groups = query.shape[1] // key.shape[1]
     if device == "cpu" and query.dtype == torch.bfloat16 and not dropout:
+        if (compiled := native()) is not None:
+            out = cpu_attention.row_attention(
+                compiled, query, key, value, packed_layout, scale=scaling, window=sliding_window
+            )
+            return out, None
         attend = _causal_bf16
     elif groups > 1:
         # repeated once for the row instead of once a call: torch's CPU kernel takes no grouped heads

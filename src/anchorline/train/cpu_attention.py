@@ -6,17 +6,25 @@ scores are rounded to it, softmax computes in float32 inside, sums over blocks a
 their keys without a copy. Queries go in blocks, which leave out the keys behind them; the scores of a block are computed
 again in the backward, so nothing of size [queries, keys] is kept.
 
+That is what torch's operations give anywhere. Where native.cpp runs, `row_attention` does a whole row in one call, three to
+four times as fast: its scores never leave the caches.
+
 >>> causal_attention(q, k, v)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from anchorline.train.layout import Branching
+from anchorline.train.native import Native
 
 SCORES = 300_000
 """Scores that exist at one time, where keys are few: 0.6 MB, which stay in a core's cache."""
@@ -100,6 +108,74 @@ def causal_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = _CausalAttention.apply(q[0].unflatten(0, (k.shape[1], groups)), k[0], v[0], scale, window)
     return out.flatten(0, 1)[None]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+class _RowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        native: Native,
+        q_HTD: Tensor,
+        k_NTD: Tensor,
+        v_NTD: Tensor,
+        sequences: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        out_THD, logs_HT = native.attention(q_HTD, k_NTD, v_NTD, sequences, scale, window)
+        ctx.save_for_backward(q_HTD, k_NTD, v_NTD, out_THD, logs_HT, sequences)
+        ctx.native, ctx.scale, ctx.window = native, scale, window
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *tensors, sequences = ctx.saved_tensors
+        found = ctx.native.attention_backward(*tensors, grads[0], sequences, ctx.scale, ctx.window)
+        return None, *found, None, None, None
+
+
+def row_attention(
+    native: Native,
+    q: Float[Tensor, "1 heads tokens width"],
+    k: Float[Tensor, "1 key_heads tokens width"],
+    v: Float[Tensor, "1 key_heads tokens width"],
+    layout: tuple[Branching, ...],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Float[Tensor, "1 tokens heads width"]:
+    """Attention of a packed row in which a token sees its opening, its prompt, and its own branch up to itself.
+
+    Args:
+        native: what computes it.
+        q: queries of the row.
+        k: keys; each head serves heads / key_heads query heads.
+        v: values.
+        layout: where the examples lie.
+        scale: factor on the scores; 1 / sqrt(width) by default.
+        window: how many positions back a token sees, its own included; all by default.
+
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    return _RowAttention.apply(native, q[0], k[0], v[0], sequences_of(layout), scale, window)[None]  # pyright: ignore[reportOptionalSubscript]
+
+
+@lru_cache(maxsize=8)
+def sequences_of(layout: tuple[Branching, ...]) -> Tensor:
+    """The causal runs of a row: of each, three stretches, how many of its last tokens ask, and a zero.
+
+    >>> sequences_of((Branching(opening=0, start=0, prompt_end=2, ends=(4, 5)),)).tolist()
+    [[0, 0, 0, 2, 2, 4, 4, 0], [0, 0, 0, 2, 4, 5, 1, 0]]
+    """
+    shared = max(branching.opening for branching in layout)
+    runs = [[0, shared, 0, 0, 0, 0, shared, 0]] if shared else []
+    for branching in layout:
+        start, end = branching.start, branching.prompt_end
+        for number, (first, last) in enumerate(pairwise((end, *branching.ends))):
+            asks = last - (first if number else start)
+            runs.append([0, branching.opening, start, end, first, last, asks, 0])
+    return torch.tensor(runs)
 
 
 def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "queries keys"]:

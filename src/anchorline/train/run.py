@@ -40,6 +40,7 @@ from anchorline.train.config import AUTO, LoraSettings, TrainSettings
 from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
 from anchorline.train.gate import Start, check_start
+from anchorline.train.native import native
 from anchorline.train.processes import joined, led, rank
 from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_folder, reference_key, reference_logps
@@ -145,7 +146,7 @@ def _train(
     if needs_mismatched(examples, settings.objective):
         examples, heldout_examples = with_mismatched(examples), with_mismatched(heldout_examples)
     logs.mkdir(parents=True, exist_ok=True)
-    led(lambda: write_json(logs / "arithmetic.json", {**loaded.device._asdict(), "gflops": measured_products()}))
+    led(lambda: write_json(logs / "arithmetic.json", _facts(loaded)))
     pad = loaded.tokenizer.pad_token_id
     assert isinstance(pad, int)
 
@@ -342,7 +343,17 @@ def _dtype_of(loaded: Loaded) -> Literal["float32", "bfloat16"]:
 
 def _arithmetic(loaded: Loaded) -> str:
     """What decides how a log-prob is rounded: where, and in which formats weights lie and are multiplied."""
-    return f"{loaded.device.name} {_dtype_of(loaded)} {loaded.device.dtype}"
+    return " ".join(filter(None, (loaded.device.name, _dtype_of(loaded), loaded.device.dtype, _native(loaded))))
+
+
+def _facts(loaded: Loaded) -> dict[str, Any]:
+    return {**loaded.device._asdict(), "gflops": measured_products(), "native": _native(loaded)}
+
+
+def _native(loaded: Loaded) -> str | None:
+    """What computes beside torch in a training's steps, if anything does."""
+    compiled = native() if loaded.device == ("cpu", "bfloat16") else None
+    return None if compiled is None else compiled.name
 
 
 def autocast(loaded: Loaded) -> AbstractContextManager[None]:

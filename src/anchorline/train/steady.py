@@ -2,9 +2,9 @@
 
 With AMX, oneDNN adds a product's terms up in another order where the matrix has more rows, and one sum in ten thousand
 rounds to another bfloat16. Over an answer's tokens that makes up to a nat, so that a policy before its first step would not
-have its reference's log-probs, which were computed among other rows. Here the forward's products are made in tiles of a
-fixed number of rows; the backward, where nothing has to be met again, is whole. Whether it is needed is tried out, once for
-each shape of a matrix.
+have its reference's log-probs, which were computed among other rows. Here the forward's products are made by native.cpp,
+which adds every row up in one order, or without it in tiles of a fixed number of rows; the backward, where nothing has to be
+met again, is whole. Whether it is needed is tried out, once for each shape of a matrix.
 
 >>> with steady_rows(model):  # doctest: +SKIP
 ...     model(tokens)
@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, pad
+
+from anchorline.train.native import native
 
 TILE = 256
 """Rows of a product."""
@@ -45,7 +47,7 @@ class _TiledLinear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             grad_RO @ weight_OI if of_x else None,
-            grad_RO.T @ x_RI if of_weight else None,
+            _transposed(grad_RO) @ x_RI if of_weight else None,
             grad_RO.sum(0) if of_bias else None,
         )
 
@@ -57,7 +59,9 @@ def tiled(
     *,
     out: Tensor | None = None,
 ) -> Float[Tensor, "rows outputs"]:
-    """X @ weightᵀ + bias in tiles of `TILE` rows; the last one is filled up with zeros."""
+    """X @ weightᵀ + bias, by native.cpp or in tiles of `TILE` rows, of which the last one is filled up with zeros."""
+    if x_RI.dtype == torch.bfloat16 and (compiled := native()) is not None:
+        return compiled.linear(x_RI, weight_OI, bias_O, out=out)
     rows = len(x_RI)
     out_RO = x_RI.new_empty((rows, len(weight_OI))) if out is None else out
     for start in range(0, rows, TILE):
@@ -67,6 +71,12 @@ def tiled(
         else:
             target.copy_(linear(pad(tile, (0, 0, 0, TILE - len(tile))), weight_OI, bias_O)[: len(target)])
     return out_RO
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """Xᵀ, as a copy where native.cpp makes it: oneDNN's own takes longer than the product."""
+    compiled = native() if x.dtype == torch.bfloat16 else None
+    return x.T if compiled is None else compiled.transposed(x)
 
 
 @contextmanager

@@ -1,0 +1,647 @@
+// What training in bfloat16 on a CPU does between its large products: attention over packed rows, norms, gated activations.
+//
+// Needs AVX512 with bfloat16; with AMX its tiles are used. kernels.py compiles this file for the machine that it runs on,
+// and says what each function's arguments are. Every result is the same for any number of threads: each piece of it is
+// computed by one thread, and sums over pieces are added up in a fixed order.
+//
+// Attention keeps queries in lanes: scores are made transposed [keys, queries], so that softmax goes down the rows, a
+// vector of queries at a time. Products take their second factor in pairs of rows, interleaved ("paired": [k/2][n][2]), as
+// the processor's bfloat16 instructions do.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+using bf16 = uint16_t;
+using V = __m512;
+
+constexpr int BLOCK = 64;   // queries, and keys, of a block of scores
+constexpr int LANES = 16;
+constexpr int COLUMNS = BLOCK / LANES;
+constexpr float LOG2E = 1.4426950408889634f;
+
+inline V load(const bf16* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16)); }
+inline __m256i narrow(V x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
+inline V rounded(V x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(x)), 16)); }
+inline V all(float x) { return _mm512_set1_ps(x); }
+
+// 2^x, to about 2e-7 of it; below -126 it is that of -126, for NaN it is NaN.
+inline V exp2(V x) {
+  x = _mm512_max_ps(all(-126.f), x);  // of a NaN the second operand is taken
+  const __m512i whole = _mm512_cvtps_epi32(x);
+  const V part = _mm512_sub_ps(x, _mm512_cvtepi32_ps(whole));
+  V y = all(1.5403530393381609e-4f);
+  y = _mm512_fmadd_ps(y, part, all(1.3333558146428443e-3f));
+  y = _mm512_fmadd_ps(y, part, all(9.6181291076284772e-3f));
+  y = _mm512_fmadd_ps(y, part, all(5.5504108664821580e-2f));
+  y = _mm512_fmadd_ps(y, part, all(2.4022650695910071e-1f));
+  y = _mm512_fmadd_ps(y, part, all(6.9314718055994531e-1f));
+  y = _mm512_fmadd_ps(y, part, all(1.f));
+  // the exponent by its bits: what would scale instead traps where numbers become too small
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(whole, 23)));
+}
+
+// C[m, n] (+)= A[m, k] · B[k, n], A by rows, B paired; m and n are multiples of 32, as is k.
+#ifdef __AMX_BF16__
+struct Tiles {
+  Tiles() {
+    alignas(64) uint8_t config[64] = {};
+    config[0] = 1;
+    for (int tile = 0; tile < 8; tile++) {
+      config[16 + 2 * tile] = 64;
+      config[48 + tile] = 16;
+    }
+    _tile_loadconfig(config);
+  }
+  ~Tiles() { _tile_release(); }
+};
+
+void multiply(const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc, int m, int n, int k, bool add) {
+  for (int i = 0; i < m; i += 32)
+    for (int j = 0; j < n; j += 32) {
+      float* at = c + i * ldc + j;
+      if (add) {
+        _tile_loadd(0, at, ldc * 4);
+        _tile_loadd(1, at + 16, ldc * 4);
+        _tile_loadd(2, at + 16 * ldc, ldc * 4);
+        _tile_loadd(3, at + 16 * ldc + 16, ldc * 4);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+      for (int s = 0; s < k; s += 32) {
+        _tile_loadd(4, a + i * lda + s, lda * 2);
+        _tile_loadd(6, b + s / 2 * ldb * 2 + j * 2, ldb * 4);
+        _tile_loadd(7, b + s / 2 * ldb * 2 + j * 2 + 32, ldb * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + (i + 16) * lda + s, lda * 2);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, at, ldc * 4);
+      _tile_stored(1, at + 16, ldc * 4);
+      _tile_stored(2, at + 16 * ldc, ldc * 4);
+      _tile_stored(3, at + 16 * ldc + 16, ldc * 4);
+    }
+}
+#else
+struct Tiles {
+  Tiles() {}
+  ~Tiles() {}
+};
+
+void multiply(const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc, int m, int n, int k, bool add) {
+  constexpr int ROWS = 8;
+  for (int i = 0; i < m; i += ROWS)
+    for (int j = 0; j < n; j += 2 * LANES) {
+      V sums[ROWS][2];
+      for (int r = 0; r < ROWS; r++)
+        for (int h = 0; h < 2; h++) sums[r][h] = add ? _mm512_loadu_ps(c + (i + r) * ldc + j + h * LANES) : _mm512_setzero_ps();
+      for (int s = 0; s < k; s += 2) {
+        const __m512bh left = (__m512bh)_mm512_loadu_si512(b + s * ldb + 2 * j);
+        const __m512bh right = (__m512bh)_mm512_loadu_si512(b + s * ldb + 2 * j + 2 * LANES);
+        for (int r = 0; r < ROWS; r++) {
+          int32_t pair;
+          std::memcpy(&pair, a + (i + r) * lda + s, 4);
+          const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+          sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, left);
+          sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, right);
+        }
+      }
+      for (int r = 0; r < ROWS; r++)
+        for (int h = 0; h < 2; h++) _mm512_storeu_ps(c + (i + r) * ldc + j + h * LANES, sums[r][h]);
+    }
+}
+#endif
+
+// 16 x 16 numbers of 32 bits, rows for columns.
+inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+// Rows [BLOCK, width] to their transpose, paired: [width / 2][BLOCK][2].
+void transpose_paired(const bf16* rows, int64_t stride, int width, bf16* out) {
+  __m512i r[16];
+  for (int first = 0; first < BLOCK; first += 16)
+    for (int d = 0; d < width; d += 32) {
+      for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(rows + (first + i) * stride + d);
+      transpose(r);
+      for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + ((d / 2 + i) * BLOCK + first) * 2, r[i]);
+    }
+}
+
+// Two rows of bfloat16, interleaved.
+inline void interleave(const bf16* one, const bf16* two, int width, bf16* out) {
+  for (int d = 0; d < width; d += 16) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(one + d)));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(two + d)));
+    _mm512_storeu_si512(out + 2 * d, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+}
+
+// Rows [rows, width], rows even, to pairs of rows: [rows / 2][width][2].
+void paired(const bf16* rows, int count, int width, bf16* out) {
+  for (int i = 0; i < count; i += 2) interleave(rows + i * width, rows + (i + 1) * width, width, out + i * width);
+}
+
+// [wide, BLOCK] in float32, times a factor a column, to rows [BLOCK, wide] of bfloat16.
+void write_rows(const float* columns, int64_t wide, const float* factors, bf16* out) {
+  __m512i r[16];
+  for (int first = 0; first < BLOCK; first += 16)
+    for (int64_t d = 0; d < wide; d += 16) {
+      const V factor = _mm512_load_ps(factors + first);
+      for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(columns + (d + i) * BLOCK + first), factor));
+      transpose(r);
+      for (int i = 0; i < 16; i++) store(out + (first + i) * wide + d, _mm512_castsi512_ps(r[i]));
+    }
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+struct Room {
+  std::unique_ptr<T, Free> own;
+  explicit Room(int64_t count) : own((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)) {}
+  operator T*() const { return own.get(); }
+};
+
+// One causal run of tokens: up to three stretches of a row. Its last `queries` tokens ask, all of it answers.
+struct Sequence {
+  int64_t stretches[3][2];
+  int64_t queries;
+  int64_t unused;
+
+  int64_t keys() const {
+    int64_t sum = 0;
+    for (const auto& s : stretches) sum += s[1] - s[0];
+    return sum;
+  }
+  // The row's place of one of its tokens.
+  int64_t place(int64_t token) const {
+    for (const auto& s : stretches) {
+      if (token < s[1] - s[0]) return s[0] + token;
+      token -= s[1] - s[0];
+    }
+    return -1;
+  }
+};
+static_assert(sizeof(Sequence) == 64, "eight numbers of 64 bits");
+
+// What has heads and tokens: x[head][token][width], by strides in numbers; a token's width is one stretch.
+struct Heads {
+  bf16* at;
+  int64_t head, token;
+  bf16* row(int64_t h, int64_t t) const { return at + h * head + t * token; }
+};
+
+struct Shape {
+  int64_t tokens, key_heads, groups, width, wide;  // wide: the width, filled up to a multiple of 32
+  int64_t window;  // 0: none
+  float scale;
+};
+
+inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// A sequence's tokens [from, from + count) as rows of `wide`, filled up with zeros to `rows`.
+void gather(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape, bf16* out, int64_t rows) {
+  for (int64_t t = 0; t < rows; t++) {
+    bf16* to = out + t * shape.wide;
+    const int64_t filled = t < count ? shape.width : 0;
+    if (filled) std::memcpy(to, x.row(head, sequence.place(from + t)), 2 * filled);
+    std::memset(to + filled, 0, 2 * (shape.wide - filled));
+  }
+}
+
+// Back: the first `count` rows of `wide` to a sequence's tokens from `from` on.
+void scatter(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape, const bf16* rows) {
+  for (int64_t t = 0; t < count; t++) std::memcpy(x.row(head, sequence.place(from + t)), rows + t * shape.wide, 2 * shape.width);
+}
+
+// A block of up to 32 rows and columns, rows for columns.
+void transpose_block(const bf16* from, int64_t stride, int64_t rows, int64_t columns, bf16* to, int64_t out_stride) {
+  alignas(64) bf16 filled[32 * 32];
+  if (rows < 32 || columns < 32) {
+    std::memset(filled, 0, sizeof filled);
+    for (int64_t i = 0; i < rows; i++) std::memcpy(filled + 32 * i, from + i * stride, 2 * columns);
+    from = filled, stride = 32;
+  }
+  for (int half = 0; half < 32; half += 16) {
+    __m512i r[16];  // pairs of rows, so that what is moved has 32 bits
+    for (int i = 0; i < 16; i++) {
+      const bf16* at = from + 2 * i * stride + half;
+      const __m512i one = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at));
+      const __m512i two = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(at + stride)));
+      r[i] = _mm512_or_si512(one, _mm512_slli_epi32(two, 16));
+    }
+    transpose(r);
+    for (int i = 0; i < 16 && half + i < columns; i++) {
+      if (rows == 32) {
+        _mm512_storeu_si512(to + (half + i) * out_stride, r[i]);
+      } else {
+        alignas(64) bf16 row[32];
+        _mm512_store_si512(row, r[i]);
+        std::memcpy(to + (half + i) * out_stride, row, 2 * rows);
+      }
+    }
+  }
+}
+
+// Rows [rows, width], both multiples of 32, to [width, rows].
+void transpose_all(const bf16* rows, int64_t count, int64_t width, bf16* out) {
+  for (int64_t i = 0; i < count; i += 32)
+    for (int64_t d = 0; d < width; d += 32) transpose_block(rows + i * width + d, width, 32, 32, out + d * count + i, count);
+}
+
+// The lanes of 16 queries, from `query` on, that see a key.
+inline __mmask16 sees(int64_t query, int64_t key, int64_t window) {
+  const __m512i distance = _mm512_add_epi32(_mm512_set1_epi32((int)(query - key)), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  __mmask16 seen = _mm512_cmpge_epi32_mask(distance, _mm512_setzero_si512());
+  if (window) seen &= _mm512_cmplt_epi32_mask(distance, _mm512_set1_epi32((int)std::min<int64_t>(window, 1 << 30)));
+  return seen;
+}
+
+// Whether some query of a block does not see some key of a block.
+inline bool edged(int64_t query, int64_t key, int64_t window) { return key + BLOCK - 1 > query || (window && query + BLOCK - 1 - key >= window); }
+
+inline int64_t first_key(int64_t query, int64_t window) { return window ? std::max<int64_t>(query - window + 1, 0) / BLOCK * BLOCK : 0; }
+
+// Pairs of rows: [keys][queries] in float32 become rows and pairs of bfloat16.
+inline void interleave(V even, V odd, bf16* out) {
+  const __m512i low = _mm512_cvtepu16_epi32(narrow(even)), high = _mm512_cvtepu16_epi32(narrow(odd));
+  _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
+void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, float* logs, const Shape& shape, const Sequence& sequence, int64_t n) {
+  const int64_t keys = sequence.keys(), padded = up(keys, BLOCK), wide = shape.wide;
+  const float factor = shape.scale * LOG2E;
+  Room<bf16> rows(padded * wide), key_rows(padded * wide), value_columns(wide * padded), queries(BLOCK * wide), query_pairs(BLOCK * wide), weights(BLOCK * BLOCK);
+  Room<float> scores(BLOCK * BLOCK), sums(wide * BLOCK), factors(BLOCK);
+  gather(v, n, sequence, 0, keys, shape, rows, padded);
+  transpose_all(rows, padded, wide, value_columns);
+  gather(k, n, sequence, 0, keys, shape, key_rows, padded);
+  for (int64_t g = 0; g < shape.groups; g++) {
+    const int64_t head = n * shape.groups + g;
+    for (int64_t first = keys - sequence.queries; first < keys; first += BLOCK) {
+      const int64_t count = std::min<int64_t>(BLOCK, keys - first);
+      gather(q, head, sequence, first, count, shape, queries, BLOCK);
+      transpose_paired(queries, wide, wide, query_pairs);
+      V most[COLUMNS], total[COLUMNS];
+      for (int c = 0; c < COLUMNS; c++) most[c] = all(-INFINITY), total[c] = all(0.f);
+      std::memset(sums, 0, wide * BLOCK * 4);
+      for (int64_t key = first_key(first, shape.window); key < first + count; key += BLOCK) {
+        multiply(key_rows + key * wide, wide, query_pairs, BLOCK, scores, BLOCK, BLOCK, BLOCK, wide, false);
+        const bool edge = edged(first, key, shape.window);
+        V top[COLUMNS], sum[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) top[c] = most[c];
+        for (int i = 0; i < BLOCK; i++)
+          for (int c = 0; c < COLUMNS; c++) {
+            float* at = scores + i * BLOCK + c * LANES;
+            if (edge) _mm512_store_ps(at, _mm512_mask_blend_ps(sees(first + c * LANES, key + i, shape.window), all(-INFINITY), _mm512_load_ps(at)));
+            top[c] = _mm512_max_ps(top[c], _mm512_load_ps(at));
+          }
+        bool moved = false;
+        V base[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) {
+          const __mmask16 none = _mm512_cmp_ps_mask(top[c], all(-INFINITY), _CMP_EQ_OQ);
+          base[c] = _mm512_mul_ps(_mm512_mask_blend_ps(none, top[c], all(0.f)), all(factor));
+          const V shrink = exp2(_mm512_fmsub_ps(most[c], all(factor), base[c]));
+          sum[c] = _mm512_mul_ps(total[c], shrink);
+          moved |= _mm512_cmp_ps_mask(top[c], most[c], _CMP_NEQ_UQ) != 0;
+          _mm512_store_ps(factors + c * LANES, shrink);
+          most[c] = top[c];
+        }
+        for (int i = 0; i < BLOCK; i += 2)
+          for (int c = 0; c < COLUMNS; c++) {
+            V p[2];
+            for (int r = 0; r < 2; r++) {
+              const V s = _mm512_load_ps(scores + (i + r) * BLOCK + c * LANES);
+              p[r] = exp2(_mm512_fmsub_ps(s, all(factor), base[c]));
+              if (edge) p[r] = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(s, all(-INFINITY), _CMP_EQ_OQ), p[r], all(0.f));
+            }
+            sum[c] = _mm512_add_ps(sum[c], _mm512_add_ps(p[0], p[1]));
+            interleave(p[0], p[1], weights + i * BLOCK + 2 * c * LANES);
+          }
+        for (int c = 0; c < COLUMNS; c++) total[c] = sum[c];
+        if (moved)
+          for (int64_t d = 0; d < wide; d++)
+            for (int c = 0; c < COLUMNS; c++) {
+              float* at = sums + d * BLOCK + c * LANES;
+              _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), _mm512_load_ps(factors + c * LANES)));
+            }
+        multiply(value_columns + key, padded, weights, BLOCK, sums, BLOCK, wide, BLOCK, BLOCK, true);
+      }
+      for (int c = 0; c < COLUMNS; c++) {
+        alignas(64) float tops[LANES], totals[LANES];
+        _mm512_store_ps(tops, most[c]);
+        _mm512_store_ps(totals, total[c]);
+        _mm512_store_ps(factors + c * LANES, _mm512_div_ps(all(1.f), total[c]));
+        for (int i = 0; i < LANES && c * LANES + i < count; i++)
+          logs[head * shape.tokens + sequence.place(first + c * LANES + i)] = tops[i] * factor + std::log2(totals[i]);
+      }
+      write_rows(sums, wide, factors, queries);
+      scatter(out, head, sequence, first, count, shape, queries);
+    }
+  }
+}
+
+// `grad_k` and `grad_v` [keys, wide] in float32, this sequence's own.
+void backward(
+    const Heads& q, const Heads& k, const Heads& v, const Heads& out, const Heads& grad, const float* logs, const Heads& grad_q, float* grad_k, float* grad_v,
+    const Shape& shape, const Sequence& sequence, int64_t n) {
+  const int64_t keys = sequence.keys(), padded = up(keys, BLOCK), wide = shape.wide;
+  const float factor = shape.scale * LOG2E;
+  Room<bf16> key_rows(padded * wide), key_columns(wide * padded), value_rows(padded * wide), queries(BLOCK * wide), query_columns(BLOCK * wide),
+      query_pairs(BLOCK * wide), grads(BLOCK * wide), grad_columns(BLOCK * wide), grad_pairs(BLOCK * wide), outs(BLOCK * wide), weights(BLOCK * BLOCK),
+      slopes(BLOCK * BLOCK), slope_pairs(BLOCK * BLOCK);
+  Room<float> scores(BLOCK * BLOCK), moved(BLOCK * BLOCK), sums(wide * BLOCK), factors(BLOCK), log(BLOCK), level(BLOCK);
+  gather(k, n, sequence, 0, keys, shape, key_rows, padded);
+  transpose_all(key_rows, padded, wide, key_columns);
+  gather(v, n, sequence, 0, keys, shape, value_rows, padded);
+  std::memset(grad_k, 0, padded * wide * 4);
+  std::memset(grad_v, 0, padded * wide * 4);
+  for (int i = 0; i < BLOCK; i++) factors[i] = shape.scale;
+  for (int64_t g = 0; g < shape.groups; g++) {
+    const int64_t head = n * shape.groups + g;
+    for (int64_t first = keys - sequence.queries; first < keys; first += BLOCK) {
+      const int64_t count = std::min<int64_t>(BLOCK, keys - first);
+      gather(q, head, sequence, first, count, shape, queries, BLOCK);
+      gather(grad, head, sequence, first, count, shape, grads, BLOCK);
+      gather(out, head, sequence, first, count, shape, outs, BLOCK);
+      transpose_paired(queries, wide, wide, query_columns);
+      transpose_paired(grads, wide, wide, grad_columns);
+      paired(queries, BLOCK, wide, query_pairs);
+      paired(grads, BLOCK, wide, grad_pairs);
+      for (int i = 0; i < BLOCK; i++) {
+        V sum = all(0.f);
+        for (int64_t d = 0; d < wide; d += LANES) sum = _mm512_fmadd_ps(load(grads + i * wide + d), load(outs + i * wide + d), sum);
+        level[i] = _mm512_reduce_add_ps(sum);
+        log[i] = i < count ? logs[head * shape.tokens + sequence.place(first + i)] : INFINITY;
+      }
+      std::memset(sums, 0, wide * BLOCK * 4);
+      for (int64_t key = first_key(first, shape.window); key < first + count; key += BLOCK) {
+        multiply(key_rows + key * wide, wide, query_columns, BLOCK, scores, BLOCK, BLOCK, BLOCK, wide, false);
+        multiply(value_rows + key * wide, wide, grad_columns, BLOCK, moved, BLOCK, BLOCK, BLOCK, wide, false);
+        const bool edge = edged(first, key, shape.window);
+        for (int i = 0; i < BLOCK; i += 2)
+          for (int c = 0; c < COLUMNS; c++) {
+            V slope[2];
+            for (int r = 0; r < 2; r++) {
+              const int64_t at = (i + r) * BLOCK + c * LANES;
+              V p = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + at), all(factor), _mm512_load_ps(log + c * LANES)));
+              if (edge) p = _mm512_maskz_mov_ps(sees(first + c * LANES, key + i + r, shape.window), p);
+              store(weights + at, p);
+              slope[r] = _mm512_mul_ps(p, _mm512_sub_ps(_mm512_load_ps(moved + at), _mm512_load_ps(level + c * LANES)));
+              store(slopes + at, slope[r]);
+            }
+            interleave(slope[0], slope[1], slope_pairs + i * BLOCK + 2 * c * LANES);
+          }
+        multiply(weights, BLOCK, grad_pairs, wide, grad_v + key * wide, wide, BLOCK, wide, BLOCK, true);
+        multiply(slopes, BLOCK, query_pairs, wide, grad_k + key * wide, wide, BLOCK, wide, BLOCK, true);
+        multiply(key_columns + key, padded, slope_pairs, BLOCK, sums, BLOCK, wide, BLOCK, BLOCK, true);
+      }
+      write_rows(sums, wide, factors, queries);
+      scatter(grad_q, head, sequence, first, count, shape, queries);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether this processor, and the system, let the code run.
+int ready() {
+#ifdef __AMX_BF16__
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+  return 1;
+#endif
+}
+
+void attention_forward(
+    Heads q, Heads k, Heads v, Heads out, float* logs, Shape shape, const Sequence* sequences, int64_t count, int threads) {
+  const int64_t tasks = count * shape.key_heads;
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < tasks; task++) forward(q, k, v, out, logs, shape, sequences[task / shape.key_heads], task % shape.key_heads);
+  }
+}
+
+void attention_backward(
+    Heads q, Heads k, Heads v, Heads out, Heads grad, const float* logs, Heads grad_q, Heads grad_k, Heads grad_v, Shape shape, const Sequence* sequences,
+    int64_t count, int threads) {
+  const int64_t tasks = count * shape.key_heads;
+  // of each sequence and key head, its keys' gradients; a token's are in each sequence that it answers in
+  std::vector<int64_t> starts(tasks + 1, 0);
+  for (int64_t task = 0; task < tasks; task++) starts[task + 1] = starts[task] + up(sequences[task / shape.key_heads].keys(), BLOCK) * shape.wide;
+  Room<float> keys(starts[tasks]), values(starts[tasks]);
+  // where they lie for each token of the row, one list behind the other: its sequence and its place there
+  std::vector<int64_t> lists(shape.tokens + 1, 0);
+  for (int64_t s = 0; s < count; s++)
+    for (int64_t t = 0; t < sequences[s].keys(); t++) lists[sequences[s].place(t) + 1]++;
+  for (int64_t token = 0; token < shape.tokens; token++) lists[token + 1] += lists[token];
+  std::vector<std::pair<int64_t, int64_t>> met(lists[shape.tokens]);
+  std::vector<int64_t> filled(lists);
+  for (int64_t s = 0; s < count; s++)
+    for (int64_t t = 0; t < sequences[s].keys(); t++) met[filled[sequences[s].place(t)]++] = {s, t};
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < tasks; task++)
+      backward(
+          q, k, v, out, grad, logs, grad_q, keys + starts[task], values + starts[task], shape, sequences[task / shape.key_heads], task % shape.key_heads);
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < shape.tokens; token++)
+      for (int64_t n = 0; n < shape.key_heads; n++)
+        for (int64_t d = 0; d < shape.wide; d += LANES) {
+          V of_key = all(0.f), of_value = all(0.f);
+          for (int64_t m = lists[token]; m < lists[token + 1]; m++) {
+            const int64_t at = starts[met[m].first * shape.key_heads + n] + met[m].second * shape.wide + d;
+            of_key = _mm512_add_ps(of_key, _mm512_load_ps(keys + at));
+            of_value = _mm512_add_ps(of_value, _mm512_load_ps(values + at));
+          }
+          bf16 part[2][LANES];
+          store(part[0], _mm512_mul_ps(of_key, all(shape.scale)));
+          store(part[1], of_value);
+          const int64_t own = std::min<int64_t>(LANES, shape.width - d);
+          if (own > 0) {
+            std::memcpy(grad_k.row(n, token) + d, part[0], 2 * own);
+            std::memcpy(grad_v.row(n, token) + d, part[1], 2 * own);
+          }
+        }
+  }
+}
+
+// out[c][r] = x[r][c]; rows of `out` are `out_stride` apart.
+void transposed(const bf16* x, bf16* out, int64_t rows, int64_t columns, int64_t stride, int64_t out_stride, int threads) {
+  const int64_t across = up(columns, 32) / 32;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t block = 0; block < up(rows, 32) / 32 * across; block++) {
+    const int64_t i = block / across * 32, c = block % across * 32;
+    transpose_block(x + i * stride + c, stride, std::min<int64_t>(32, rows - i), std::min<int64_t>(32, columns - c), out + c * out_stride + i, out_stride);
+  }
+}
+
+// out = x · weightᵀ + bias, x [rows, inputs], weight [outputs, inputs], bias [outputs] or null. A row's sums are added up in
+// one order, however many rows there are.
+void linear(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
+  constexpr int64_t ROWS = 256, PANEL = 32;
+  const int64_t deep = up(inputs, 32), panels = up(outputs, PANEL) / PANEL;
+  Room<bf16> paired(panels * PANEL * deep);  // of each panel of outputs, [deep / 2][PANEL][2]
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++)
+      for (int64_t d = 0; d < deep; d += 32)
+        for (int64_t half = 0; half < PANEL; half += 16) {
+          __m512i r[16];
+          for (int64_t i = 0; i < 16; i++) {
+            const int64_t output = panel * PANEL + half + i;
+            const __mmask32 given = output >= outputs ? 0 : d + 32 <= inputs ? ~0u : (1u << (inputs - d)) - 1;
+            r[i] = _mm512_maskz_loadu_epi16(given, given ? weight + output * inputs + d : weight);
+          }
+          transpose(r);
+          bf16* to = paired + panel * PANEL * deep + d * PANEL + 2 * half;
+          for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(to + i * 2 * PANEL, r[i]);
+        }
+    Room<bf16> filled(ROWS * deep);
+    Room<float> sums(ROWS * PANEL);
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < rows; first += ROWS) {
+      const int64_t count = std::min(ROWS, rows - first), whole = up(count, 32);
+      const bf16* from = x + first * stride;
+      int64_t apart = stride;
+      if (inputs != deep || count != whole) {
+        for (int64_t i = 0; i < whole; i++) {
+          const int64_t given = i < count ? inputs : 0;
+          std::memcpy(filled + i * deep, from + i * stride, 2 * given);
+          std::memset(filled + i * deep + given, 0, 2 * (deep - given));
+        }
+        from = filled, apart = deep;
+      }
+      for (int64_t panel = 0; panel < panels; panel++) {
+        multiply(from, apart, paired + panel * PANEL * deep, PANEL, sums, PANEL, whole, PANEL, deep, false);
+        for (int64_t half = 0; half < PANEL && panel * PANEL + half < outputs; half += LANES) {
+          const int64_t column = panel * PANEL + half;
+          const __mmask16 given = column + LANES <= outputs ? 0xffff : (1u << (outputs - column)) - 1;
+          const V more = bias ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(given, bias + column)), 16)) : all(0.f);
+          for (int64_t i = 0; i < count; i++)
+            _mm256_mask_storeu_epi16(out + (first + i) * out_stride + column, given, narrow(_mm512_add_ps(_mm512_load_ps(sums + i * PANEL + half), more)));
+        }
+      }
+    }
+  }
+}
+
+// out = gate's silu times up, each rounded as torch does; n numbers, a multiple of 16.
+void gated_forward(const bf16* gate, const bf16* up, bf16* out, int64_t n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < n; i += LANES) {
+    const V x = load(gate + i);
+    const V y = rounded(_mm512_div_ps(x, _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E))))));
+    store(out + i, _mm512_mul_ps(y, load(up + i)));
+  }
+}
+
+void gated_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* grad_gate, bf16* grad_up, int64_t n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < n; i += LANES) {
+    const V x = load(gate + i), g = load(grad + i);
+    const V s = _mm512_div_ps(all(1.f), _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E)))));
+    store(grad_up + i, _mm512_mul_ps(g, rounded(_mm512_mul_ps(x, s))));
+    const V within = rounded(_mm512_mul_ps(g, load(up + i)));
+    const V slope = _mm512_mul_ps(s, _mm512_fmadd_ps(x, _mm512_sub_ps(all(1.f), s), all(1.f)));
+    store(grad_gate + i, _mm512_mul_ps(within, slope));
+  }
+}
+
+// out = weight * round(x / sqrt(mean(x²) + eps)), rows of `width` numbers, a multiple of 16.
+void norm_forward(const bf16* x, const bf16* weight, bf16* out, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    const bf16* from = x + row * width;
+    V sum = all(0.f);
+    for (int64_t d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load(from + d), load(from + d), sum);
+    const V r = all(1.f / std::sqrt(_mm512_reduce_add_ps(sum) / width + eps));
+    for (int64_t d = 0; d < width; d += LANES) store(out + row * width + d, _mm512_mul_ps(load(weight + d), rounded(_mm512_mul_ps(load(from + d), r))));
+  }
+}
+
+// `grad_weight` in float32 [width].
+void norm_backward(
+    const bf16* x, const bf16* weight, const bf16* grad, bf16* grad_x, float* grad_weight, int64_t rows, int64_t width, float eps, int threads) {
+  constexpr int64_t PIECE = 128;
+  const int64_t pieces = (rows + PIECE - 1) / PIECE;
+  Room<float> parts(pieces * width);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t piece = 0; piece < pieces; piece++) {
+    float* part = parts + piece * width;
+    std::memset(part, 0, width * 4);
+    for (int64_t row = piece * PIECE; row < std::min(rows, (piece + 1) * PIECE); row++) {
+      const bf16 *from = x + row * width, *g = grad + row * width;
+      V squares = all(0.f), along = all(0.f);
+      for (int64_t d = 0; d < width; d += LANES) {
+        const V value = load(from + d);
+        squares = _mm512_fmadd_ps(value, value, squares);
+        along = _mm512_fmadd_ps(rounded(_mm512_mul_ps(load(g + d), load(weight + d))), value, along);
+      }
+      const float inverse = 1.f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps);
+      const V r = all(inverse), back = all(inverse * inverse * inverse / width * _mm512_reduce_add_ps(along));
+      for (int64_t d = 0; d < width; d += LANES) {
+        const V value = load(from + d), slope = load(g + d);
+        _mm512_storeu_ps(part + d, _mm512_fmadd_ps(slope, rounded(_mm512_mul_ps(value, r)), _mm512_loadu_ps(part + d)));
+        const V inner = rounded(_mm512_mul_ps(slope, load(weight + d)));
+        store(grad_x + row * width + d, _mm512_fmsub_ps(inner, r, _mm512_mul_ps(value, back)));
+      }
+    }
+  }
+  std::memset(grad_weight, 0, width * 4);
+  for (int64_t piece = 0; piece < pieces; piece++)
+    for (int64_t d = 0; d < width; d++) grad_weight[d] += parts[piece * width + d];
+}
+
+}  // extern "C"

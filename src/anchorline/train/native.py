@@ -1,0 +1,214 @@
+"""native.cpp: what a training in bfloat16 does on a CPU between its large products, compiled for the processor it runs on.
+
+The compiler runs once, two seconds; what it made lies in the cache, named by the source, the compiler and the processor.
+Where there is no compiler, or no AVX512 with bfloat16, `native()` is None, and torch's own operations do the same.
+
+>>> native().name  # doctest: +SKIP
+'AMX 3f2a9c…'
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import BFloat16, Float, Int64
+from torch import Tensor
+
+from anchorline.llm.embedded import cache_folder
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+LANES = 16
+"""Numbers of a vector: widths of norms and sizes of gates are multiples of it."""
+WIDE = 32
+"""Heads are filled up to a multiple of this width."""
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), ("head", ctypes.c_int64), ("token", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, x_HTD: Tensor) -> _Heads:
+        assert x_HTD.dtype == torch.bfloat16 and x_HTD.stride(2) == 1
+        return cls(x_HTD.data_ptr(), x_HTD.stride(0), x_HTD.stride(1))
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "key_heads", "groups", "width", "wide", "window")),
+        ("scale", ctypes.c_float),
+    )
+
+    @classmethod
+    def of(cls, q_HTD: Tensor, k_NTD: Tensor, scale: float, window: int | None) -> _Shape:
+        heads, tokens, width = q_HTD.shape
+        wide = width + -width % WIDE
+        return cls(tokens, len(k_NTD), heads // len(k_NTD), width, wide, window or 0, scale)
+
+
+class Native:
+    """The compiled functions, on tensors. All are bfloat16 on the CPU; each runs in torch's number of threads."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._library = library
+        self.name = name
+        """What decides how results are rounded: the instructions, and which build of the source."""
+
+    def attention(
+        self,
+        q: BFloat16[Tensor, "heads tokens width"],
+        k: BFloat16[Tensor, "key_heads tokens width"],
+        v: BFloat16[Tensor, "key_heads tokens width"],
+        sequences: Int64[Tensor, "sequences 8"],
+        scale: float,
+        window: int | None,
+    ) -> tuple[BFloat16[Tensor, "tokens heads width"], Float[Tensor, "heads tokens"]]:
+        """Causal attention of a row's sequences.
+
+        `sequences`: of each, three stretches [from, to) of the row, one behind the other, and how many of its last tokens
+        ask. Each token of the row asks in one sequence. Returns the outputs, and the base-2 logarithms of softmax's sums.
+        """
+        heads, tokens, width = q.shape
+        out, logs = q.new_empty(tokens, heads, width), torch.empty(heads, tokens)
+        self._call(
+            "attention_forward",
+            *map(_Heads.of, (q, k, v, out.transpose(0, 1))),
+            logs,
+            _Shape.of(q, k, scale, window),
+            sequences,
+            ctypes.c_int64(len(sequences)),
+        )
+        return out, logs
+
+    def attention_backward(
+        self,
+        q: BFloat16[Tensor, "heads tokens width"],
+        k: BFloat16[Tensor, "key_heads tokens width"],
+        v: BFloat16[Tensor, "key_heads tokens width"],
+        out: BFloat16[Tensor, "tokens heads width"],
+        logs: Float[Tensor, "heads tokens"],
+        grad: BFloat16[Tensor, "tokens heads width"],
+        sequences: Int64[Tensor, "sequences 8"],
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients in q, k and v."""
+        grad = grad if grad.stride(2) == 1 else grad.contiguous()
+        # laid out token by token, as the layers before made q, k and v
+        made = [x.new_empty(x.shape[1], x.shape[0], x.shape[2]).transpose(0, 1) for x in (q, k, v)]
+        self._call(
+            "attention_backward",
+            *map(_Heads.of, (q, k, v, out.transpose(0, 1), grad.transpose(0, 1))),
+            logs,
+            *map(_Heads.of, made),
+            _Shape.of(q, k, scale, window),
+            sequences,
+            ctypes.c_int64(len(sequences)),
+        )
+        return made[0], made[1], made[2]
+
+    def linear(
+        self,
+        x: BFloat16[Tensor, "rows inputs"],
+        weight: BFloat16[Tensor, "outputs inputs"],
+        bias: BFloat16[Tensor, " outputs"] | None = None,
+        *,
+        out: BFloat16[Tensor, "rows outputs"] | None = None,
+    ) -> BFloat16[Tensor, "rows outputs"]:
+        """X @ weightᵀ + bias; the sums of a row do not hang on how many rows there are."""
+        out = x.new_empty((len(x), len(weight))) if out is None else out
+        x = x if x.stride(1) == 1 else x.contiguous()
+        sizes = (len(x), x.shape[1], len(weight), x.stride(0), out.stride(0))
+        self._call("linear", x, weight.contiguous(), bias, out, *map(ctypes.c_int64, sizes))
+        return out
+
+    def transposed(self, x: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "columns rows"]:
+        """A copy of xᵀ."""
+        rows, columns = x.shape
+        out = x.new_empty((columns, rows + -rows % WIDE))[:, :rows]
+        x = x if x.stride(1) == 1 else x.contiguous()
+        self._call("transposed", x, out, *map(ctypes.c_int64, (rows, columns, x.stride(0), out.stride(0))))
+        return out
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """SiLU(gate) · up, both contiguous and of one shape."""
+        out = torch.empty_like(gate)
+        self._call("gated_forward", gate, up, out, ctypes.c_int64(gate.numel()))
+        return out
+
+    def gated_backward(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients in gate and up."""
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+        self._call("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, ctypes.c_int64(gate.numel()))
+        return of_gate, of_up
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Weight · x / sqrt(mean(x²) + eps) over the last dimension; x is contiguous."""
+        out = torch.empty_like(x)
+        rows, width = ctypes.c_int64(x.numel() // len(weight)), ctypes.c_int64(len(weight))
+        self._call("norm_forward", x, weight, out, rows, width, ctypes.c_float(eps))
+        return out
+
+    def norm_backward(self, x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The gradients in x, and in weight."""
+        of_x, of_weight = torch.empty_like(x), torch.empty(len(weight))
+        rows, width = ctypes.c_int64(x.numel() // len(weight)), ctypes.c_int64(len(weight))
+        self._call("norm_backward", x, weight, grad.contiguous(), of_x, of_weight, rows, width, ctypes.c_float(eps))
+        return of_x, of_weight.to(weight.dtype)
+
+    def _call(self, name: str, *arguments: Tensor | ctypes.Structure | ctypes.c_int64 | ctypes.c_float | None) -> None:
+        given = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
+        getattr(self._library, name)(*given, ctypes.c_int(torch.get_num_threads()))
+
+
+@cache
+def native() -> Native | None:
+    """The functions for this processor, or None."""
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    if "avx512_bf16" not in _processor().split() or not shutil.which(compiler[0]):
+        return None
+    try:
+        file = _compiled(compiler)
+        library = ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    kind = "AMX" if "amx_bf16" in _processor().split() else "AVX512"
+    return Native(library, f"{kind} {file.stem.partition('-')[0]}") if library.ready() else None
+
+
+def _compiled(compiler: list[str]) -> Path:
+    """The library, named by what it was made from and by what it holds: half a file would end the process that loads it."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout  # noqa: S603  (the user's own compiler)
+    content = (SOURCE.read_bytes(), version, _processor().encode(), " ".join([*compiler, *FLAGS]).encode())
+    made_from, folder = _digest(b"|".join(content)), cache_folder() / "native"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for found in folder.glob(f"{made_from}-*.so"):
+        if found.stem == f"{made_from}-{_digest(found.read_bytes())}":
+            return found
+        found.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / "native.so"
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, capture_output=True, check=True, timeout=300)  # noqa: S603
+        return made.replace(folder / f"{made_from}-{_digest(made.read_bytes())}.so")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@cache
+def _processor() -> str:
+    """What Linux says that the processor can do; nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")

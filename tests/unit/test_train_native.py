@@ -1,0 +1,260 @@
+"""native.cpp gives what torch gives: to the format's precision, for any threads, neighbours and sizes; or it is left out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from test_train_toys import PAD, SIZES, example, llama, tiny
+from torch import Tensor
+from torch.nn.functional import linear, silu
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from anchorline.train import attention, lean, steady
+from anchorline.train.arithmetic import multiplying_in
+from anchorline.train.attention import PACKED
+from anchorline.train.cpu_attention import row_attention, sequences_of
+from anchorline.train.forward import example_logps, example_token_logps
+from anchorline.train.layout import Branching, pack
+from anchorline.train.native import Native, native
+
+FORMAT = 2**-8
+"""What a figure in bfloat16 may be off by its rounding alone."""
+
+
+@pytest.fixture
+def compiled() -> Native:
+    found = native()
+    if found is None:
+        pytest.skip("no AVX512 with bfloat16, or no compiler")
+    return found
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def off(found: Tensor, truth: Tensor) -> float:
+    return float((found.detach().double() - truth.detach()).norm() / truth.detach().norm())
+
+
+def layout_of(opening: int, *examples: tuple[int, list[int]]) -> tuple[Branching, ...]:
+    """Of examples (prompt, branches), each behind the opening."""
+    made, at = [], opening
+    for prompt, branches in examples:
+        ends = [at + prompt]
+        for size in branches:
+            ends.append(ends[-1] + size)
+        made.append(Branching(opening, at, ends[0], tuple(ends[1:])))
+        at = ends[-1]
+    return tuple(made)
+
+
+def by_the_book(
+    q: Tensor, k: Tensor, v: Tensor, layout: tuple[Branching, ...], scale: float, window: int | None
+) -> Tensor:
+    """[heads, tokens, width] in float64, a run at a time, from what the layout says."""
+    groups = len(q) // len(k)
+    out = torch.zeros_like(q)
+    opening = layout[0].opening
+    runs = [(list(range(opening)), opening)] if opening else []
+    for at in layout:
+        for number, (first, last) in enumerate(pairwise((at.prompt_end, *at.ends))):
+            seen = [*range(at.opening), *range(at.start, at.prompt_end), *range(first, last)]
+            runs.append((seen, last - first if number else last - at.start))
+    for seen, asking in runs:
+        places = torch.arange(len(seen))
+        distance = places[len(seen) - asking :, None] - places
+        mask = (distance >= 0) & (distance < (window or len(seen) + 1))
+        keys, values = (x[:, seen].repeat_interleave(groups, 0) for x in (k, v))
+        asks = seen[len(seen) - asking :]
+        scores = (q[:, asks] @ keys.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
+        out = out.index_add(1, torch.tensor(asks, dtype=torch.int64), scores.softmax(-1) @ values)
+    return out
+
+
+LAYOUTS = {
+    "two pairs": layout_of(0, (30, [200, 150]), (7, [5, 9])),
+    "behind an opening": layout_of(33, (64, [64, 64]), (1, [1, 3])),
+    "single tokens": layout_of(0, (1, [1, 1])),
+    "three branches": layout_of(5, (100, [70, 130, 3])),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "width", "window", "scale"),
+    [(9, 3, 64, None, None), (4, 2, 80, 17, 0.3), (2, 2, 16, 100, None), (2, 1, 128, 1, None)],
+)
+def test_attention_and_its_gradients_are_the_books(compiled, threads, layout, heads, key_heads, width, window, scale):
+    tokens = layout[-1].ends[-1]
+    # token by token, as a layer makes them, so that heads are strided
+    shapes = enumerate((heads, key_heads, key_heads))
+    q, k, v = (draw(1, tokens, n, width, seed=i).transpose(1, 2).requires_grad_() for i, n in shapes)
+    toward = draw(tokens, heads, width, seed=7)
+    exact = [x.detach()[0].double().requires_grad_() for x in (q, k, v)]
+    truth = by_the_book(*exact, layout, scale or width**-0.5, window)
+    (truth.transpose(0, 1) * toward.double()).sum().backward()
+    found = []
+    for count in (1, 2):
+        threads(count)
+        out = row_attention(compiled, q, k, v, layout, scale=scale, window=window)
+        found.append([out, *torch.autograd.grad(out, (q, k, v), toward[None])])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True)), "threads change nothing"
+    out, *slopes = found[0]
+    assert off(out[0].transpose(0, 1), truth) < FORMAT
+    for slope, wanted in zip(slopes, exact, strict=True):
+        # with one key in sight nothing hangs on the scores: what is left is rounding
+        rounding = 0.1 * float(truth.detach().norm())
+        assert float((slope[0].double() - wanted.grad).norm()) < 2 * FORMAT * max(float(wanted.grad.norm()), rounding)
+
+
+def test_what_a_branch_computes_does_not_hang_on_the_other(compiled):
+    layout = layout_of(0, (70, [90, 40]))
+    q, k, v = (draw(1, n, 200, 64, seed=n).requires_grad_() for n in (4, 2, 2))
+    out = row_attention(compiled, q, k, v, layout)
+    of_rejected = torch.autograd.grad(out[:, 160:].float().sum(), (q, k, v), retain_graph=True)
+    of_chosen = torch.autograd.grad(out[:, 70:160].float().sum(), (q, k, v))
+    for rejected, chosen in zip(of_rejected, of_chosen, strict=True):
+        assert not rejected[:, :, 70:160].any() and rejected[:, :, 160:].any()
+        assert not chosen[:, :, 160:].any() and chosen[:, :, 70:160].any()
+    broken = v.detach().clone()
+    broken[:, :, 100] = torch.nan
+    out = row_attention(compiled, q, k, broken, layout)
+    assert out[:, 100:160].isnan().all() and not out[:, 160:].isnan().any()
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish(compiled):
+    q, k, v = (draw(1, 1, 80, 32, seed=n) * 40 for n in range(3))
+    layout = layout_of(0, (40, [40]))
+    out = row_attention(compiled, q, k, v, layout, scale=3.0)
+    truth = by_the_book(*(x[0].double() for x in (q, k, v)), layout, 3.0, None)
+    assert out.isfinite().all() and off(out[0].transpose(0, 1), truth) < FORMAT
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "biased"),
+    [(700, 96, 160, True), (100, 64, 773, False), (7, 16, 576, True), (300, 20, 10, True), (1, 1, 1, False)],
+)
+def test_a_linear_layer_and_a_transposition_are_torchs(compiled, rows, inputs, outputs, biased):
+    x, weight = draw(rows, inputs), draw(outputs, inputs, seed=1)
+    bias = draw(outputs, seed=2) if biased else None
+    truth = linear(x.double(), weight.double(), None if bias is None else bias.double())
+    found = compiled.linear(x, weight, bias)
+    assert off(found, truth) < FORMAT
+    assert torch.equal(compiled.linear(x[-3:], weight, bias), found[-3:]), "a row hangs on no other"
+    wide = torch.full((rows, outputs + 5), 7.0).bfloat16()
+    compiled.linear(draw(rows, inputs + 3)[:, :inputs], weight, bias, out=wide[:, :outputs])
+    assert bool((wide[:, outputs:] == 7).all()), "nothing beside is written"
+    assert torch.equal(compiled.transposed(x), x.T)
+    assert torch.equal(compiled.transposed(draw(inputs, rows).T), draw(inputs, rows).T.T)
+
+
+@pytest.mark.parametrize("width", [32, 576])
+def test_norms_and_gates_are_torchs(compiled, width):
+    norm = tiny(llama(hidden_size=width), LlamaForCausalLM).model.norm
+    x, toward = draw(3, 50, width), draw(3, 50, width, seed=1)
+    norm.weight.data = draw(width, seed=2).float()
+    exact = x.double().requires_grad_()
+    weight = norm.weight.detach().double().requires_grad_()
+    truth = weight * exact * (exact.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+    (truth * toward.double()).sum().backward()
+    given = norm.weight.detach().bfloat16()
+    assert off(compiled.norm(x, given, norm.variance_epsilon), truth) < FORMAT
+    of_x, of_weight = compiled.norm_backward(x, given, toward, norm.variance_epsilon)
+    assert off(of_x, exact.grad) < FORMAT and off(of_weight, weight.grad) < FORMAT
+    gate, up = (draw(3, 50, width, seed=n).double().requires_grad_() for n in (3, 4))
+    truth = silu(gate) * up
+    (truth * toward.double()).sum().backward()
+    halves = gate.detach().bfloat16(), up.detach().bfloat16()
+    assert off(compiled.gated(*halves), truth) < FORMAT
+    for found, leaf in zip(compiled.gated_backward(*halves, toward), (gate, up), strict=True):
+        assert off(found, leaf.grad) < FORMAT
+
+
+EXAMPLES = [
+    example([5, 6, 7, 8, 9], [10, 11, 12, 13], [14, 15, 16]),
+    example([5, 6, 7], [20, 21], [22, 23, 24, 25, 26, 27]),
+]
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, window, monkeypatch):
+    model = tiny(MistralConfig(**SIZES, sliding_window=window), MistralForCausalLM).train()
+    model.set_attn_implementation(PACKED)
+    exact = example_logps(model, EXAMPLES, packed=True, pad=PAD)
+    exact.sum().backward()
+    truth = {name: p.grad.double() for name, p in model.named_parameters()}
+    calls: list[str] = []
+    call = Native._call
+    monkeypatch.setattr(Native, "_call", lambda self, name, *given: calls.append(name) or call(self, name, *given))
+    found = []
+    for way in (native, lambda: None):
+        for part in (attention, lean, steady):
+            monkeypatch.setattr(part, "native", way)
+        model.zero_grad()
+        with multiplying_in(model, torch.bfloat16):
+            logps = example_logps(model, EXAMPLES, packed=True, pad=PAD)
+            logps.sum().backward()
+        assert torch.allclose(logps, exact, rtol=0.03, atol=0.1)
+        found.append({name: off(p.grad, truth[name]) for name, p in model.named_parameters()})
+    layers = SIZES["num_hidden_layers"]
+    expected = {"attention": layers, "norm": 2 * layers + 1, "gated": layers}
+    for part, count in expected.items():
+        assert calls.count(f"{part}_forward") == calls.count(f"{part}_backward") == count
+    for name, without in found[1].items():
+        assert found[0][name] < max(2 * without, 4 * FORMAT), name
+
+
+def test_an_examples_log_probs_do_not_hang_on_its_neighbours(compiled, monkeypatch):
+    monkeypatch.setattr(steady, "sways", lambda weight, dtype: True)
+    model = tiny(llama(hidden_size=64), LlamaForCausalLM).train()
+    model.set_attn_implementation(PACKED)
+    with torch.no_grad(), multiplying_in(model, torch.bfloat16):
+        alone = [example_token_logps(model, [one], packed=True, pad=PAD) for one in EXAMPLES]
+        together = example_token_logps(model, EXAMPLES, packed=True, pad=PAD)
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_each_token_of_a_row_asks_once():
+    row = pack([*EXAMPLES, example([5, 6], [7], [8, 9])])
+    asking: list[int] = []
+    for *cuts, queries, _ in sequences_of(row.layout).tolist():
+        seen = [i for first, last in zip(cuts[::2], cuts[1::2], strict=True) for i in range(first, last)]
+        asking += seen[len(seen) - queries :]
+    assert sorted(asking) == list(range(row.tokens.shape[1]))
+
+
+RUN = "from anchorline.train.native import native; n = native(); print(None if n is None else n.name)"
+
+
+def name_in_a_process(cache, **variables: str) -> str:
+    env = {**os.environ, "ANCHORLINE_CACHE": str(cache), **variables}
+    done = subprocess.run([sys.executable, "-c", RUN], env=env, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.strip()
+
+
+def test_it_is_compiled_once_and_again_where_the_file_is_spoilt(compiled, tmp_path):
+    first = name_in_a_process(tmp_path)
+    (file,) = (tmp_path / "native").iterdir()
+    assert first == compiled.name and file.stem.startswith(first.split()[1])
+    made = file.stat().st_mtime_ns
+    assert name_in_a_process(tmp_path) == first and file.stat().st_mtime_ns == made
+    file.write_bytes(file.read_bytes()[:1000])
+    assert name_in_a_process(tmp_path) == first and file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_that_works_torch_does_it(tmp_path, compiler):
+    assert name_in_a_process(tmp_path, CXX=compiler) == "None"
