@@ -40,17 +40,17 @@ inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
 inline V rounded(V x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(x)), 16)); }
 inline V all(float x) { return _mm512_set1_ps(x); }
 
-// 2^x, to about 2e-7 of it; below -126 it is that of -126, for NaN it is NaN.
+// 2^x, to 1e-7 of it; below -126 it is that of -126, for NaN it is NaN.
 inline V exp2(V x) {
   x = _mm512_max_ps(all(-126.f), x);  // of a NaN the second operand is taken
   const __m512i whole = _mm512_cvtps_epi32(x);
   const V part = _mm512_sub_ps(x, _mm512_cvtepi32_ps(whole));
-  V y = all(1.5403530393381609e-4f);
-  y = _mm512_fmadd_ps(y, part, all(1.3333558146428443e-3f));
-  y = _mm512_fmadd_ps(y, part, all(9.6181291076284772e-3f));
-  y = _mm512_fmadd_ps(y, part, all(5.5504108664821580e-2f));
-  y = _mm512_fmadd_ps(y, part, all(2.4022650695910071e-1f));
-  y = _mm512_fmadd_ps(y, part, all(6.9314718055994531e-1f));
+  // a fit on [-1/2, 1/2] that is exact at 0
+  V y = all(0.001326483441516757f);
+  y = _mm512_fmadd_ps(y, part, all(0.009671514853835106f));
+  y = _mm512_fmadd_ps(y, part, all(0.05550733581185341f));
+  y = _mm512_fmadd_ps(y, part, all(0.24022242426872253f));
+  y = _mm512_fmadd_ps(y, part, all(0.6931470036506653f));
   y = _mm512_fmadd_ps(y, part, all(1.f));
   // the exponent by its bits: what would scale instead traps where numbers become too small
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(whole, 23)));
@@ -565,12 +565,24 @@ void linear(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int6
       }
       for (int64_t panel = 0; panel < panels; panel++) {
         multiply(from, apart, paired + panel * PANEL * deep, PANEL, sums, PANEL, whole, PANEL, deep, false);
-        for (int64_t half = 0; half < PANEL && panel * PANEL + half < outputs; half += LANES) {
-          const int64_t column = panel * PANEL + half;
-          const __mmask16 given = column + LANES <= outputs ? 0xffff : (1u << (outputs - column)) - 1;
-          const V more = bias ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(given, bias + column)), 16)) : all(0.f);
-          for (int64_t i = 0; i < count; i++)
-            _mm256_mask_storeu_epi16(out + (first + i) * out_stride + column, given, narrow(_mm512_add_ps(_mm512_load_ps(sums + i * PANEL + half), more)));
+        const int64_t column = panel * PANEL;
+        const __mmask32 given = column + PANEL <= outputs ? ~0u : (1u << (outputs - column)) - 1;
+        V more[2] = {all(0.f), all(0.f)};
+        if (bias) {
+          const __m512i both = _mm512_maskz_loadu_epi16(given, bias + column);
+          for (int half = 0; half < 2; half++)
+            more[half] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(both, 1) : _mm512_castsi512_si256(both)), 16));
+        }
+        for (int64_t i = 0; i < count; i++) {
+          const float* sum = sums + i * PANEL;
+          const V left = _mm512_add_ps(_mm512_load_ps(sum), more[0]), right = _mm512_add_ps(_mm512_load_ps(sum + LANES), more[1]);
+          bf16* to = out + (first + i) * out_stride + column;
+          const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(right, left);
+          if (given == ~0u && (uintptr_t)to % 64 == 0) {
+            _mm512_stream_si512((__m512i*)to, made);  // past the caches, which would read the line first
+          } else {
+            _mm512_mask_storeu_epi16(to, given, made);
+          }
         }
       }
     }
