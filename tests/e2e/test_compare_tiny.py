@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from anchorline.cli.compare import further
 from anchorline.data import read_json, read_jsonl
 from anchorline.errors import RecipeError
 from anchorline.recipe import cells, load_recipe
@@ -134,6 +137,30 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(place: Path, trained: l
         assert ours and again(place, max_minutes=0)["todo"] == 2
         assert trained == [FIRST[3]], "the next one is taken"
     assert again(place)["todo"] == 0 and trained == [FIRST[3], FIRST[0]]
+
+
+def test_processes_share_the_cells_and_write_one_table(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / "out", tmp_path / "out")
+    for name in (FIRST[1], FIRST[2], SECOND[0]):
+        (tmp_path / "out/cells" / name / "cell.json").unlink()
+    words = ["compare", str(place / "r/recipe.yaml"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "anchorline", *words, "--processes", "2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "out/compare.json")["todo"] == 0
+    table = (tmp_path / "out/compare.txt").read_text(encoding="utf-8")
+    assert table in done.stdout and table in (tmp_path / "out/process-2.log").read_text(encoding="utf-8")
+    with further(["compare", "no-such-recipe.yaml"], tmp_path, 2, None, 0.0):
+        pass  # this one's work goes on
+    assert "process 2 ended with an error" in capfd.readouterr().err
+    assert "no-such-recipe.yaml" in (tmp_path / "process-2.log").read_text(encoding="utf-8")
 
 
 def test_a_training_is_evaluated_along_its_way_where_that_is_asked_for(tmp_path: Path, place: Path) -> None:

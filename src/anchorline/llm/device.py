@@ -11,6 +11,7 @@ ten times faster, and a processor's flags do not say what its library makes of t
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from functools import cache
 from typing import Literal, NamedTuple
@@ -19,6 +20,10 @@ from anchorline.errors import MissingExtra, ModelError
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 MeasuringDtype = Literal["auto", "fast", "float32", "bfloat16"]
+
+# torch reads it when it makes its first tensor. Pages of 2 MB where the system lets a program ask for them: a large tensor
+# comes in one fault instead of 512, which took a quarter of a training's first steps
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class Device(NamedTuple):

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,18 @@ WAIT = 2.0
 
 
 def compare(
-    recipe: Recipe, folder: Path, *, max_minutes: float | None = None, progress: Progress = SILENT
+    recipe: Recipe,
+    folder: Path,
+    *,
+    max_minutes: float | None = None,
+    beside: Callable[[float], AbstractContextManager[None]] = lambda _: nullcontext(),
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Bring the grid up to date, cell by cell; what is finished is not run again. Its table, also in files.
 
     With `max_minutes` no cell begins that the slowest one so far would not let end in time; a first one always begins.
-    Other processes may work at the same grid, one for each device: each takes cells that no other one has.
+    Other processes may work at the same grid, one for each device: each takes cells that no other one has. `beside` is
+    entered when the sets are there and cells are to do, with the minutes that have gone: it may start such processes.
 
     Raises:
         UserError: the recipe cannot be compared, or what it names cannot be used.
@@ -58,19 +65,50 @@ def compare(
     sets = _sets(recipe, grid, base, progress)
     context = RunContext(recipe, base, progress=progress)
     before = answered(context.style, context.read("evals/before.jsonl", answer_from_row), grid.tone)
+    with beside((time.monotonic() - started) / 60):
+        done = _cells(folder, context, grid, sets, before, started=started, max_minutes=max_minutes, progress=progress)
+    while found := _finished(folder, context, grid, sets, done):  # what others have ended meanwhile
+        done |= found
+    return _write(folder, context, grid, sets, before, done)
+
+
+def _finished(
+    folder: Path,
+    context: RunContext,
+    grid: CompareSettings,
+    sets: Mapping[str, list[Pair]],
+    done: Mapping[Cell, Mapping[str, Any]],
+) -> dict[Cell, Mapping[str, Any]]:
+    """The results of planned cells that are not among `done`."""
+    places = {cell: folder / "cells" / cell.name for cell in planned(grid, done) if cell not in done}
+    return {c: r for c, p in places.items() if (r := finished(c, context, sets[c.maker], p))}
+
+
+def _cells(
+    folder: Path,
+    context: RunContext,
+    grid: CompareSettings,
+    sets: Mapping[str, list[Pair]],
+    before: Mapping[str, Any],
+    *,
+    started: float,
+    max_minutes: float | None,
+    progress: Progress,
+) -> dict[Cell, Mapping[str, Any]]:
+    """Run what no other process has, until nothing is left or time is up; all that is finished."""
     done: dict[Cell, Mapping[str, Any]] = {}
     slowest, waited = 0.0, False
     while todo := [cell for cell in planned(grid, done) if cell not in done]:
-        places = {cell: folder / "cells" / cell.name for cell in todo}
         # also those that another process has finished; finished learning rates tell of further cells
-        if found := {c: r for c, p in places.items() if (r := finished(c, context, sets[c.maker], p))}:
+        if found := _finished(folder, context, grid, sets, done):
             done |= found
             continue
         begun = time.monotonic()
         late = max_minutes is not None and begun - started + slowest > 60 * max_minutes
         if late and (slowest or waited):  # a first one always begins
             break
-        for cell, place in places.items():
+        for cell in todo:
+            place = folder / "cells" / cell.name
             with claimed(place) as ours:
                 if ours and not finished(cell, context, sets[cell.maker], place):
                     with progress.task(
@@ -88,7 +126,7 @@ def compare(
                 advance(1)
             continue
         _write(folder, context, grid, sets, before, done | {cell: read_json(place / RESULT)})
-    return _write(folder, context, grid, sets, before, done)
+    return done
 
 
 def _checked(recipe: Recipe) -> CompareSettings:
