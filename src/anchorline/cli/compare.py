@@ -53,7 +53,7 @@ def compare(
 
       anchorline compare recipes/compare_harbour.yaml --processes 2
 
-      anchorline compare recipes/compare_harbour.yaml --set 'compare.sets=[clair]' --set 'compare.seeds=[0]'
+      anchorline compare recipes/compare_harbour.yaml --set 'compare.sets=\\[clair]' --set 'compare.seeds=[0]'
     """
 
     def call() -> None:
