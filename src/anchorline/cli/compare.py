@@ -43,7 +43,7 @@ def compare(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train every data set with every objective on the same prompts, and hold gain, drift and what else was learnt together.
+    r"""Train every data set with every objective on the same prompts, and hold gain, drift and what else was learnt together.
 
     The most useful cells come first. A finished cell is not run again, and a killed one goes on.
 
@@ -53,7 +53,7 @@ def compare(
 
       anchorline compare recipes/compare_harbour.yaml --processes 2
 
-      anchorline compare recipes/compare_harbour.yaml --set 'compare.sets=\\[clair]' --set 'compare.seeds=[0]'
+      anchorline compare recipes/compare_harbour.yaml --set 'compare.sets=\[clair]' --set 'compare.seeds=[0]'
     """
 
     def call() -> None:
