@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anchorline.train.adapted import adapted_layers
 from anchorline.train.lean import computing_again
 from anchorline.train.processes import launched
 from anchorline.train.steady import steady_rows
@@ -45,6 +46,7 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
         else:
             _lend_copies(model, dtype, stack)
             stack.enter_context(computing_again(model))
+            stack.enter_context(adapted_layers(model))
         # open through the backward: a checkpointed layer is computed again there
         stack.enter_context(steady_rows(model))
         yield

@@ -34,10 +34,11 @@ constexpr int LANES = 16;
 constexpr int COLUMNS = BLOCK / LANES;
 constexpr float LOG2E = 1.4426950408889634f;
 
-inline V load(const bf16* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16)); }
+inline V widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+inline V load(const bf16* p) { return widened(_mm256_loadu_si256((const __m256i*)p)); }
 inline __m256i narrow(V x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
-inline V rounded(V x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(x)), 16)); }
+inline V rounded(V x) { return widened(narrow(x)); }
 inline V all(float x) { return _mm512_set1_ps(x); }
 
 // 2^x, to 1e-7 of it; below -126 it is that of -126, for NaN it is NaN.
@@ -525,9 +526,9 @@ void transposed(const bf16* x, bf16* out, int64_t rows, int64_t columns, int64_t
   }
 }
 
-// out = x · weightᵀ + bias, x [rows, inputs], weight [outputs, inputs], bias [outputs] or null. A row's sums are added up in
-// one order, however many rows there are.
-void linear(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
+// out = factor · x · weightᵀ + bias + onto, x [rows, inputs], weight [outputs, inputs]; bias [outputs] and onto, which lies as
+// `out` does, may be null. A row's sums are added up in one order, however many rows there are.
+void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* onto, float factor, bf16* out, int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
   constexpr int64_t ROWS = 256, PANEL = 32;
   const int64_t deep = up(inputs, 32), panels = up(outputs, PANEL) / PANEL;
   Room<bf16> paired(panels * PANEL * deep);  // of each panel of outputs, [deep / 2][PANEL][2]
@@ -570,12 +571,17 @@ void linear(const bf16* x, const bf16* weight, const bf16* bias, bf16* out, int6
         V more[2] = {all(0.f), all(0.f)};
         if (bias) {
           const __m512i both = _mm512_maskz_loadu_epi16(given, bias + column);
-          for (int half = 0; half < 2; half++)
-            more[half] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(both, 1) : _mm512_castsi512_si256(both)), 16));
+          more[0] = widened(_mm512_castsi512_si256(both));
+          more[1] = widened(_mm512_extracti64x4_epi64(both, 1));
         }
         for (int64_t i = 0; i < count; i++) {
           const float* sum = sums + i * PANEL;
-          const V left = _mm512_add_ps(_mm512_load_ps(sum), more[0]), right = _mm512_add_ps(_mm512_load_ps(sum + LANES), more[1]);
+          V left = _mm512_fmadd_ps(_mm512_load_ps(sum), all(factor), more[0]), right = _mm512_fmadd_ps(_mm512_load_ps(sum + LANES), all(factor), more[1]);
+          if (onto) {
+            const __m512i under = _mm512_maskz_loadu_epi16(given, onto + (first + i) * out_stride + column);
+            left = _mm512_add_ps(left, widened(_mm512_castsi512_si256(under)));
+            right = _mm512_add_ps(right, widened(_mm512_extracti64x4_epi64(under, 1)));
+          }
           bf16* to = out + (first + i) * out_stride + column;
           const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(right, left);
           if (given == ~0u && (uintptr_t)to % 64 == 0) {

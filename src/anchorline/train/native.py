@@ -122,13 +122,17 @@ class Native:
         weight: BFloat16[Tensor, "outputs inputs"],
         bias: BFloat16[Tensor, " outputs"] | None = None,
         *,
+        onto: BFloat16[Tensor, "rows outputs"] | None = None,
+        factor: float = 1.0,
         out: BFloat16[Tensor, "rows outputs"] | None = None,
     ) -> BFloat16[Tensor, "rows outputs"]:
-        """X @ weightᵀ + bias; the sums of a row do not hang on how many rows there are."""
+        """Factor · x @ weightᵀ + bias + onto; the sums of a row do not hang on how many rows there are."""
         out = x.new_empty((len(x), len(weight))) if out is None else out
+        assert onto is None or onto.stride() == out.stride()
         x = x if x.stride(1) == 1 else x.contiguous()
         sizes = (len(x), x.shape[1], len(weight), x.stride(0), out.stride(0))
-        self._call("linear", x, weight.contiguous(), bias, out, *map(ctypes.c_int64, sizes))
+        given = (x, weight.contiguous(), bias, onto, ctypes.c_float(factor), out)
+        self._call("linear", *given, *map(ctypes.c_int64, sizes))
         return out
 
     def transposed(self, x: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "columns rows"]:
