@@ -59,10 +59,10 @@ def adapted_layers(model: torch.nn.Module) -> Iterator[None]:
     """Inside, LoRA layers of the plain kind compute in one step; the backward has to be inside as well."""
     with ExitStack() as stack:
         if native() is not None:
-            for module in model.modules():
-                if type(module) is LoraLinear:
-                    module.forward = partial(_forward, module, module.forward)  # pyright: ignore[reportAttributeAccessIssue]
-                    stack.callback(module.__dict__.pop, "forward")
+            layers: list[Any] = [module for module in model.modules() if type(module) is LoraLinear]
+            for module in layers:
+                module.forward = partial(_forward, module, module.forward)
+                stack.callback(module.__dict__.pop, "forward")
         yield
 
 

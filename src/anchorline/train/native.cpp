@@ -449,11 +449,11 @@ void backward(
 
 extern "C" {
 
-// Whether this processor, and the system, let the code run.
+// What the code was made for: 2 for AMX, 1 for AVX512 alone; 0 where the system does not let it run.
 int ready() {
 #ifdef __AMX_BF16__
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
-  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 ? 2 : 0;
 #else
   return 1;
 #endif
