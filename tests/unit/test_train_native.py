@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import transformers
 from test_train_toys import PAD, SIZES, example, llama, tiny
 from torch import Tensor
 from torch.nn.functional import linear, silu
@@ -229,6 +230,19 @@ def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, window, 
         assert calls.count(f"{part}_forward") == calls.count(f"{part}_backward") == count
     for name, without in found[1].items():
         assert found[0][name] < max(2 * without, 4 * FORMAT), name
+
+
+def test_norms_of_another_formula_and_other_gates_are_left_to_torch(compiled, monkeypatch):
+    config = transformers.Gemma3TextConfig(**SIZES, head_dim=8)  # (1 + weight) · x / rms(x), and a tanh gate
+    model = tiny(config, transformers.Gemma3ForCausalLM).train()
+    model.set_attn_implementation(PACKED)
+    calls: list[str] = []
+    call = Native._call
+    monkeypatch.setattr(Native, "_call", lambda self, name, *given: calls.append(name) or call(self, name, *given))
+    monkeypatch.setattr(lean, "native", lambda: compiled)
+    with multiplying_in(model, torch.bfloat16):
+        example_logps(model, EXAMPLES, packed=True, pad=PAD).sum().backward()
+    assert "attention_forward" in calls and not {"norm_forward", "gated_forward"} & set(calls)
 
 
 def test_an_examples_log_probs_do_not_hang_on_its_neighbours(compiled, monkeypatch):
