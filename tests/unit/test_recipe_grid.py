@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from anchorline.evals.stats import wilson
+from anchorline.recipe.config import load_recipe
 from anchorline.recipe.contrasts import tabled
 from anchorline.recipe.grid import Cell, CompareSettings, best, planned, to_come
 from anchorline.report.compare_page import build_compare_page, compare_text
 from anchorline.types import Message, Messages, Pair
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 GRID = CompareSettings(
     sets=("clair", "stronger"),
     objectives=("apo_zero", "dpo"),
@@ -17,6 +21,17 @@ GRID = CompareSettings(
     seeds=(0, 1),
     retain_weights=(0.0, 2.0),
 )
+
+
+def test_the_recipe_that_comes_along_asks_for_what_a_comparison_has_to_show():
+    recipe = load_recipe(RECIPES / "compare_harbour.yaml")
+    grid = recipe.compare
+    assert grid is not None and recipe.prompts is not None
+    assert set(grid.sets) == {"clair", "on_policy", "off_policy", "stronger"} and len(grid.seeds) >= 3
+    assert set(grid.objectives) == {"apo_zero", "apo_down", "dpo", "kto", "sft"} and len(grid.learning_rates) > 1
+    assert grid.stronger is not None and len(grid.others) > 1 and len(planned(grid, {})) == 4 * 5 * 2
+    named = [recipe.style, recipe.prompts.train, recipe.prompts.heldout, recipe.prompts.general, recipe.retain.prompts]  # pyright: ignore[reportOptionalMemberAccess]
+    assert all(Path(str(file)).is_file() for file in named), named
 
 
 def result(cell: Cell, kept: list[bool], drift: float = 0.1, rules: float = 0.5) -> dict:
