@@ -139,6 +139,10 @@ def test_what_a_branch_computes_does_not_hang_on_the_other(compiled):
     broken[:, :, 100] = torch.nan
     out = row_attention(compiled, q, k, broken, layout)
     assert out[:, 100:160].isnan().all() and not out[:, 160:].isnan().any()
+    broken = q.detach().clone()
+    broken[:, :, 100] = torch.nan
+    lost = row_attention(compiled, broken, k, v, layout).isnan().flatten(2).all(-1)[0]
+    assert lost.nonzero().flatten().tolist() == [100], "a NaN is not taken for a small number"
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish(compiled):
