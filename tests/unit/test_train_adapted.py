@@ -113,3 +113,7 @@ def test_two_adapters_or_none_are_pefts_own(fused):
     model.base_model.set_adapter("second")
     step(model, torch.bfloat16)
     assert set(fused) == {2}
+    fused.clear()
+    with torch.no_grad(), model.disable_adapter(), multiplying_in(model, torch.bfloat16):
+        example_logps(model, EXAMPLES, packed=True, pad=PAD)
+    assert not fused
