@@ -24,8 +24,11 @@ def test_tiles_are_the_whole_product(rows, biased):
     assert tiled(x, weight, bias, out=out) is out and not out.isnan().any()
 
 
-def test_a_row_is_the_same_to_the_last_bit_whatever_follows():
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_row_is_the_same_to_the_last_bit_whatever_follows(compiled, monkeypatch):
     """Where processors do it otherwise: more rows, another order of the sum."""
+    if not compiled:
+        monkeypatch.setattr(steady, "native", lambda: None)
     torch.manual_seed(0)
     x, weight = torch.randn(3000, 576).bfloat16(), torch.randn(576, 576).bfloat16()
     whole = tiled(x, weight)

@@ -1,6 +1,6 @@
 // What training in bfloat16 on a CPU does between its large products: attention over packed rows, norms, gated activations.
 //
-// Needs AVX512 with bfloat16; with AMX its tiles are used. kernels.py compiles this file for the machine that it runs on,
+// Needs AVX512 with bfloat16; with AMX its tiles are used. native.py compiles this file for the machine that it runs on,
 // and says what each function's arguments are. Every result is the same for any number of threads: each piece of it is
 // computed by one thread, and sums over pieces are added up in a fixed order.
 //
@@ -29,7 +29,7 @@ namespace {
 using bf16 = uint16_t;
 using V = __m512;
 
-constexpr int BLOCK = 64;   // queries, and keys, of a block of scores
+constexpr int BLOCK = 64;  // queries, and keys, of a block of scores
 constexpr int LANES = 16;
 constexpr int COLUMNS = BLOCK / LANES;
 constexpr float LOG2E = 1.4426950408889634f;
@@ -56,6 +56,8 @@ inline V exp2(V x) {
   // the exponent by its bits: what would scale instead traps where numbers become too small
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(whole, 23)));
 }
+
+inline V logistic(V x) { return _mm512_div_ps(all(1.f), _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E))))); }
 
 // C[m, n] (+)= A[m, k] · B[k, n], A by rows, B paired; m and n are multiples of 32, as is k.
 #ifdef __AMX_BF16__
@@ -189,7 +191,8 @@ void write_rows(const float* columns, int64_t wide, const float* factors, bf16* 
   for (int first = 0; first < BLOCK; first += 16)
     for (int64_t d = 0; d < wide; d += 16) {
       const V factor = _mm512_load_ps(factors + first);
-      for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(columns + (d + i) * BLOCK + first), factor));
+      for (int i = 0; i < 16; i++)
+        r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(columns + (d + i) * BLOCK + first), factor));
       transpose(r);
       for (int i = 0; i < 16; i++) store(out + (first + i) * wide + d, _mm512_castsi512_ps(r[i]));
     }
@@ -236,14 +239,15 @@ struct Heads {
 
 struct Shape {
   int64_t tokens, key_heads, groups, width, wide;  // wide: the width, filled up to a multiple of 32
-  int64_t window;  // 0: none
+  int64_t window;                                  // 0: none
   float scale;
 };
 
 inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // A sequence's tokens [from, from + count) as rows of `wide`, filled up with zeros to `rows`.
-void gather(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape, bf16* out, int64_t rows) {
+void gather(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape, bf16* out,
+            int64_t rows) {
   for (int64_t t = 0; t < rows; t++) {
     bf16* to = out + t * shape.wide;
     const int64_t filled = t < count ? shape.width : 0;
@@ -253,8 +257,10 @@ void gather(const Heads& x, int64_t head, const Sequence& sequence, int64_t from
 }
 
 // Back: the first `count` rows of `wide` to a sequence's tokens from `from` on.
-void scatter(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape, const bf16* rows) {
-  for (int64_t t = 0; t < count; t++) std::memcpy(x.row(head, sequence.place(from + t)), rows + t * shape.wide, 2 * shape.width);
+void scatter(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape,
+             const bf16* rows) {
+  for (int64_t t = 0; t < count; t++)
+    std::memcpy(x.row(head, sequence.place(from + t)), rows + t * shape.wide, 2 * shape.width);
 }
 
 // A block of up to 32 rows and columns, rows for columns.
@@ -294,16 +300,21 @@ void transpose_all(const bf16* rows, int64_t count, int64_t width, bf16* out) {
 
 // The lanes of 16 queries, from `query` on, that see a key.
 inline __mmask16 sees(int64_t query, int64_t key, int64_t window) {
-  const __m512i distance = _mm512_add_epi32(_mm512_set1_epi32((int)(query - key)), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i distance = _mm512_add_epi32(_mm512_set1_epi32((int)(query - key)),
+                                            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   __mmask16 seen = _mm512_cmpge_epi32_mask(distance, _mm512_setzero_si512());
   if (window) seen &= _mm512_cmplt_epi32_mask(distance, _mm512_set1_epi32((int)std::min<int64_t>(window, 1 << 30)));
   return seen;
 }
 
 // Whether some query of a block does not see some key of a block.
-inline bool edged(int64_t query, int64_t key, int64_t window) { return key + BLOCK - 1 > query || (window && query + BLOCK - 1 - key >= window); }
+inline bool edged(int64_t query, int64_t key, int64_t window) {
+  return key + BLOCK - 1 > query || (window && query + BLOCK - 1 - key >= window);
+}
 
-inline int64_t first_key(int64_t query, int64_t window) { return window ? std::max<int64_t>(query - window + 1, 0) / BLOCK * BLOCK : 0; }
+inline int64_t first_key(int64_t query, int64_t window) {
+  return window ? std::max<int64_t>(query - window + 1, 0) / BLOCK * BLOCK : 0;
+}
 
 // Pairs of rows: [keys][queries] in float32 become rows and pairs of bfloat16.
 inline void interleave(V even, V odd, bf16* out) {
@@ -311,10 +322,12 @@ inline void interleave(V even, V odd, bf16* out) {
   _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
-void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, float* logs, const Shape& shape, const Sequence& sequence, int64_t n) {
+void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, float* logs, const Shape& shape,
+             const Sequence& sequence, int64_t n) {
   const int64_t keys = sequence.keys(), padded = up(keys, BLOCK), wide = shape.wide;
   const float factor = shape.scale * LOG2E;
-  Room<bf16> rows(padded * wide), key_rows(padded * wide), value_columns(wide * padded), queries(BLOCK * wide), query_pairs(BLOCK * wide), weights(BLOCK * BLOCK);
+  Room<bf16> rows(padded * wide), key_rows(padded * wide), value_columns(wide * padded), queries(BLOCK * wide),
+      query_pairs(BLOCK * wide), weights(BLOCK * BLOCK);
   Room<float> scores(BLOCK * BLOCK), sums(wide * BLOCK), factors(BLOCK);
   gather(v, n, sequence, 0, keys, shape, rows, padded);
   transpose_all(rows, padded, wide, value_columns);
@@ -336,7 +349,9 @@ void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, f
         for (int i = 0; i < BLOCK; i++)
           for (int c = 0; c < COLUMNS; c++) {
             float* at = scores + i * BLOCK + c * LANES;
-            if (edge) _mm512_store_ps(at, _mm512_mask_blend_ps(sees(first + c * LANES, key + i, shape.window), all(-INFINITY), _mm512_load_ps(at)));
+            if (edge)
+              _mm512_store_ps(
+                  at, _mm512_mask_blend_ps(sees(first + c * LANES, key + i, shape.window), all(-INFINITY), _mm512_load_ps(at)));
             top[c] = _mm512_max_ps(top[c], _mm512_load_ps(at));
           }
         bool moved = false;
@@ -385,14 +400,13 @@ void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, f
 }
 
 // `grad_k` and `grad_v` [keys, wide] in float32, this sequence's own.
-void backward(
-    const Heads& q, const Heads& k, const Heads& v, const Heads& out, const Heads& grad, const float* logs, const Heads& grad_q, float* grad_k, float* grad_v,
-    const Shape& shape, const Sequence& sequence, int64_t n) {
+void backward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, const Heads& grad, const float* logs,
+              const Heads& grad_q, float* grad_k, float* grad_v, const Shape& shape, const Sequence& sequence, int64_t n) {
   const int64_t keys = sequence.keys(), padded = up(keys, BLOCK), wide = shape.wide;
   const float factor = shape.scale * LOG2E;
-  Room<bf16> key_rows(padded * wide), key_columns(wide * padded), value_rows(padded * wide), queries(BLOCK * wide), query_columns(BLOCK * wide),
-      query_pairs(BLOCK * wide), grads(BLOCK * wide), grad_columns(BLOCK * wide), grad_pairs(BLOCK * wide), outs(BLOCK * wide), weights(BLOCK * BLOCK),
-      slopes(BLOCK * BLOCK), slope_pairs(BLOCK * BLOCK);
+  Room<bf16> key_rows(padded * wide), key_columns(wide * padded), value_rows(padded * wide), queries(BLOCK * wide),
+      query_columns(BLOCK * wide), query_pairs(BLOCK * wide), grads(BLOCK * wide), grad_columns(BLOCK * wide),
+      grad_pairs(BLOCK * wide), outs(BLOCK * wide), weights(BLOCK * BLOCK), slopes(BLOCK * BLOCK), slope_pairs(BLOCK * BLOCK);
   Room<float> scores(BLOCK * BLOCK), moved(BLOCK * BLOCK), sums(wide * BLOCK), factors(BLOCK), log(BLOCK), level(BLOCK);
   gather(k, n, sequence, 0, keys, shape, key_rows, padded);
   transpose_all(key_rows, padded, wide, key_columns);
@@ -413,7 +427,8 @@ void backward(
       paired(grads, BLOCK, wide, grad_pairs);
       for (int i = 0; i < BLOCK; i++) {
         V sum = all(0.f);
-        for (int64_t d = 0; d < wide; d += LANES) sum = _mm512_fmadd_ps(load(grads + i * wide + d), load(outs + i * wide + d), sum);
+        for (int64_t d = 0; d < wide; d += LANES)
+          sum = _mm512_fmadd_ps(load(grads + i * wide + d), load(outs + i * wide + d), sum);
         level[i] = _mm512_reduce_add_ps(sum);
         log[i] = i < count ? logs[head * shape.tokens + sequence.place(first + i)] : INFINITY;
       }
@@ -459,24 +474,25 @@ int ready() {
 #endif
 }
 
-void attention_forward(
-    Heads q, Heads k, Heads v, Heads out, float* logs, Shape shape, const Sequence* sequences, int64_t count, int threads) {
+void attention_forward(Heads q, Heads k, Heads v, Heads out, float* logs, Shape shape, const Sequence* sequences, int64_t count,
+                       int threads) {
   const int64_t tasks = count * shape.key_heads;
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < tasks; task++) forward(q, k, v, out, logs, shape, sequences[task / shape.key_heads], task % shape.key_heads);
+    for (int64_t task = 0; task < tasks; task++)
+      forward(q, k, v, out, logs, shape, sequences[task / shape.key_heads], task % shape.key_heads);
   }
 }
 
-void attention_backward(
-    Heads q, Heads k, Heads v, Heads out, Heads grad, const float* logs, Heads grad_q, Heads grad_k, Heads grad_v, Shape shape, const Sequence* sequences,
-    int64_t count, int threads) {
+void attention_backward(Heads q, Heads k, Heads v, Heads out, Heads grad, const float* logs, Heads grad_q, Heads grad_k,
+                        Heads grad_v, Shape shape, const Sequence* sequences, int64_t count, int threads) {
   const int64_t tasks = count * shape.key_heads;
   // of each sequence and key head, its keys' gradients; a token's are in each sequence that it answers in
   std::vector<int64_t> starts(tasks + 1, 0);
-  for (int64_t task = 0; task < tasks; task++) starts[task + 1] = starts[task] + up(sequences[task / shape.key_heads].keys(), BLOCK) * shape.wide;
+  for (int64_t task = 0; task < tasks; task++)
+    starts[task + 1] = starts[task] + up(sequences[task / shape.key_heads].keys(), BLOCK) * shape.wide;
   Room<float> keys(starts[tasks]), values(starts[tasks]);
   // where they lie for each token of the row, one list behind the other: its sequence and its place there
   std::vector<int64_t> lists(shape.tokens + 1, 0);
@@ -492,8 +508,8 @@ void attention_backward(
     Tiles tiles;
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; task++)
-      backward(
-          q, k, v, out, grad, logs, grad_q, keys + starts[task], values + starts[task], shape, sequences[task / shape.key_heads], task % shape.key_heads);
+      backward(q, k, v, out, grad, logs, grad_q, keys + starts[task], values + starts[task], shape,
+               sequences[task / shape.key_heads], task % shape.key_heads);
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < shape.tokens; token++)
       for (int64_t n = 0; n < shape.key_heads; n++)
@@ -522,13 +538,15 @@ void transposed(const bf16* x, bf16* out, int64_t rows, int64_t columns, int64_t
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t block = 0; block < up(rows, 32) / 32 * across; block++) {
     const int64_t i = block / across * 32, c = block % across * 32;
-    transpose_block(x + i * stride + c, stride, std::min<int64_t>(32, rows - i), std::min<int64_t>(32, columns - c), out + c * out_stride + i, out_stride);
+    transpose_block(x + i * stride + c, stride, std::min<int64_t>(32, rows - i), std::min<int64_t>(32, columns - c),
+                    out + c * out_stride + i, out_stride);
   }
 }
 
 // out = factor · x · weightᵀ + bias + onto, x [rows, inputs], weight [outputs, inputs]; bias [outputs] and onto, which lies as
 // `out` does, may be null. A row's sums are added up in one order, however many rows there are.
-void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* onto, float factor, bf16* out, int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
+void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* onto, float factor, bf16* out, int64_t rows,
+            int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
   constexpr int64_t ROWS = 256, PANEL = 32;
   const int64_t deep = up(inputs, 32), panels = up(outputs, PANEL) / PANEL;
   Room<bf16> paired(panels * PANEL * deep);  // of each panel of outputs, [deep / 2][PANEL][2]
@@ -576,7 +594,8 @@ void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* ont
         }
         for (int64_t i = 0; i < count; i++) {
           const float* sum = sums + i * PANEL;
-          V left = _mm512_fmadd_ps(_mm512_load_ps(sum), all(factor), more[0]), right = _mm512_fmadd_ps(_mm512_load_ps(sum + LANES), all(factor), more[1]);
+          V left = _mm512_fmadd_ps(_mm512_load_ps(sum), all(factor), more[0]),
+            right = _mm512_fmadd_ps(_mm512_load_ps(sum + LANES), all(factor), more[1]);
           if (onto) {
             const __m512i under = _mm512_maskz_loadu_epi16(given, onto + (first + i) * out_stride + column);
             left = _mm512_add_ps(left, widened(_mm512_castsi512_si256(under)));
@@ -591,6 +610,7 @@ void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* ont
           }
         }
       }
+      _mm_sfence();  // other threads read what went past the caches
     }
   }
 }
@@ -600,16 +620,16 @@ void gated_forward(const bf16* gate, const bf16* up, bf16* out, int64_t n, int t
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < n; i += LANES) {
     const V x = load(gate + i);
-    const V y = rounded(_mm512_div_ps(x, _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E))))));
+    const V y = rounded(_mm512_mul_ps(x, logistic(x)));
     store(out + i, _mm512_mul_ps(y, load(up + i)));
   }
 }
 
-void gated_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* grad_gate, bf16* grad_up, int64_t n, int threads) {
+void gated_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* grad_gate, bf16* grad_up, int64_t n,
+                    int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < n; i += LANES) {
-    const V x = load(gate + i), g = load(grad + i);
-    const V s = _mm512_div_ps(all(1.f), _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E)))));
+    const V x = load(gate + i), g = load(grad + i), s = logistic(x);
     store(grad_up + i, _mm512_mul_ps(g, rounded(_mm512_mul_ps(x, s))));
     const V within = rounded(_mm512_mul_ps(g, load(up + i)));
     const V slope = _mm512_mul_ps(s, _mm512_fmadd_ps(x, _mm512_sub_ps(all(1.f), s), all(1.f)));
@@ -625,13 +645,14 @@ void norm_forward(const bf16* x, const bf16* weight, bf16* out, int64_t rows, in
     V sum = all(0.f);
     for (int64_t d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load(from + d), load(from + d), sum);
     const V r = all(1.f / std::sqrt(_mm512_reduce_add_ps(sum) / width + eps));
-    for (int64_t d = 0; d < width; d += LANES) store(out + row * width + d, _mm512_mul_ps(load(weight + d), rounded(_mm512_mul_ps(load(from + d), r))));
+    for (int64_t d = 0; d < width; d += LANES)
+      store(out + row * width + d, _mm512_mul_ps(load(weight + d), rounded(_mm512_mul_ps(load(from + d), r))));
   }
 }
 
 // `grad_weight` in float32 [width].
-void norm_backward(
-    const bf16* x, const bf16* weight, const bf16* grad, bf16* grad_x, float* grad_weight, int64_t rows, int64_t width, float eps, int threads) {
+void norm_backward(const bf16* x, const bf16* weight, const bf16* grad, bf16* grad_x, float* grad_weight, int64_t rows,
+                   int64_t width, float eps, int threads) {
   constexpr int64_t PIECE = 128;
   const int64_t pieces = (rows + PIECE - 1) / PIECE;
   Room<float> parts(pieces * width);
