@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,24 @@ def test_processes_share_the_cells_and_write_one_table(
         pass  # this one's work goes on
     assert "process 2 ended with an error" in capfd.readouterr().err
     assert "no-such-recipe.yaml" in (tmp_path / "process-2.log").read_text(encoding="utf-8")
+
+
+def test_what_another_process_ends_after_this_ones_last_cell_is_in_the_table(place: Path, trained: list[str]) -> None:
+    late = place / "out/cells" / FIRST[2] / "cell.json"
+    kept = late.read_text(encoding="utf-8")
+    for name in (FIRST[1], FIRST[2]):
+        (place / "out/cells" / name / "cell.json").unlink()
+
+    @contextmanager
+    def another(_minutes: float) -> Iterator[None]:
+        yield
+        late.write_text(kept, encoding="utf-8")
+
+    table = again(place, max_minutes=0, beside=another)
+    assert trained == [FIRST[1]], "time was up for the second"
+    assert table["todo"] == 0 and FIRST[2] in {
+        f"{c['maker']}-{c['objective']}-lr{c['learning_rate']:g}-seed{c['seed']}" for c in table["cells"]
+    }
 
 
 def test_a_training_is_evaluated_along_its_way_where_that_is_asked_for(tmp_path: Path, place: Path) -> None:
