@@ -7,4 +7,5 @@ bin=.venv/bin
 "$bin/ruff" check .
 "$bin/pyright"
 "$bin/lint-imports" --no-logo
-"$bin/python" -m pytest "$@"
+# two files at a time: half of a test's time is waiting for servers, disks and other processes; threads that wait sleep
+OMP_WAIT_POLICY=PASSIVE "$bin/python" -m pytest -n 2 --dist loadfile "$@"

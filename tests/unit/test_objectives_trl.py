@@ -133,7 +133,9 @@ def gradients(loss, *leaves):
 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize(
-    ("objective", "loss_type"), [(apo_zero, "apo_zero"), (apo_down, "apo_down"), (dpo, "sigmoid")], ids=str
+    ("objective", "loss_type"),
+    [(apo_zero, "apo_zero"), (apo_down, "apo_down"), (dpo, "sigmoid")],
+    ids=["apo_zero", "apo_down", "dpo"],
 )
 def test_pair_objectives_equal_trl(trl, objective, loss_type, beta):
     for seed in range(5):

@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_train_toys import PAD, example, llama, relative, tiny
+from test_train_toys import PAD, SIZES, example, llama, relative, tiny
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED
@@ -81,3 +94,44 @@ def test_where_weights_are_wrapped_autocast_stays(monkeypatch):
     with multiplying_in(model, torch.bfloat16):
         assert torch.is_autocast_enabled("cpu")
         assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+ARCHITECTURES = {
+    "llama": (llama(), LlamaForCausalLM),
+    "norms behind its layers": (Olmo2Config(**SIZES), Olmo2ForCausalLM),
+    "norms of queries and keys": (Qwen3Config(**SIZES, head_dim=8), Qwen3ForCausalLM),
+    "another norm, and a factor behind the lookup": (Gemma3TextConfig(**SIZES, head_dim=8), Gemma3ForCausalLM),
+    "layers side by side": (PhiConfig(**SIZES), PhiForCausalLM),
+    "learned positions": (
+        GPT2Config(vocab_size=SIZES["vocab_size"], n_embd=32, n_layer=2, n_head=4, n_positions=64, n_inner=64),
+        GPT2LMHeadModel,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+def test_the_stream_of_states_stays_float32_whatever_the_layers_are(name, packed, weights):
+    config, kind = ARCHITECTURES[name]
+    model = tiny(config, kind)
+    model.set_attn_implementation(PACKED if packed else "sdpa")
+    exact = example_logps(model, EXAMPLES, packed=packed, pad=PAD)
+    exact.sum().backward()
+    wanted = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    model.to(weights)
+    layers = next(module for _, module in model.named_modules() if isinstance(module, torch.nn.ModuleList))
+    streams: list[torch.dtype] = []
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda _, __, out: streams.append((out if isinstance(out, torch.Tensor) else out[0]).dtype)
+        )
+    with multiplying_in(model, torch.bfloat16):
+        logps = example_logps(model, EXAMPLES, packed=packed, pad=PAD)
+        logps.sum().backward()
+    assert streams == [torch.float32] * len(layers)
+    assert 1e-6 < relative(logps.detach(), exact.detach()) < 0.02
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert relative(found, wanted) < (0.03 if weights == torch.float32 else 0.05)
+    assert not any(m._forward_pre_hooks for m in model.modules())

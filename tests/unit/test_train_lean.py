@@ -1,7 +1,8 @@
-"""What is computed again in the backward is what was kept before: the same bits, in less memory, and nothing left behind."""
+"""What is computed again in the backward is what was kept before, in less memory, and nothing is left behind."""
 
 from __future__ import annotations
 
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from test_train_toys import PAD, SIZES, example, llama, tiny
+from test_train_toys import PAD, SIZES, example, llama, relative, tiny
 from torch.autograd.graph import saved_tensors_hooks
 
 from anchorline.train import arithmetic, lean
@@ -54,20 +55,58 @@ def step(model: Any) -> tuple[dict[str, torch.Tensor], int]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama, lora"])
-def test_log_probs_and_gradients_are_the_same_to_the_last_bit(kind, monkeypatch):
+def test_log_probs_are_the_same_to_the_last_bit_and_gradients_to_the_format(kind, monkeypatch):
     model = model_of(kind)
     monkeypatch.setattr(lean, "native", lambda: None)
     found, less = step(model)
-    monkeypatch.setattr(arithmetic, "computing_again", lambda _: nullcontext())
+    monkeypatch.setattr(arithmetic, "computing_again", lambda *_: nullcontext())
     plain, kept = step(model)
     assert found.keys() == plain.keys() and len(found) > 4
-    assert all(torch.equal(found[name], value) for name, value in plain.items())
-    assert less < 0.8 * kept
+    assert torch.equal(found.pop("logps"), plain.pop("logps"))
+    for name, value in plain.items():
+        # norms of the usual kind go back from their own outputs, which were rounded, others from one sum of all that read them
+        assert relative(found[name], value) < 0.02, name
+    assert less < 0.75 * kept
+
+
+def test_a_norm_that_lets_a_figure_vanish_keeps_what_it_cannot_find_again():
+    model = model_of("llama")
+    norm = model.model.layers[0].input_layernorm
+    norm.weight.data[3] = 0
+    found, _ = step(model)
+    with multiplying_in(model, torch.float32):
+        model.zero_grad()
+        logps = example_logps(model, EXAMPLES, packed=True, pad=PAD)
+        (logps * torch.linspace(-1, 1.3, len(logps))).sum().backward()
+    assert all(value.isfinite().all() for value in found.values())
+    assert float(norm.weight.grad[3]) != 0
+    assert found["model.layers.0.input_layernorm.weight"][3] == pytest.approx(float(norm.weight.grad[3]), rel=0.1)
 
 
 def test_norms_and_gated_activations_are_found_and_nothing_stays_changed():
     model = model_of("llama")
-    with computing_again(model):
+    with computing_again(model, torch.bfloat16):
         changed = {name.rpartition(".")[2] for name, module in model.named_modules() if "forward" in module.__dict__}
         assert changed == {"input_layernorm", "post_attention_layernorm", "norm", "mlp"}
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_product_of_a_gated_activation_is_kept_nowhere(checkpointed, monkeypatch):
+    """Not for the layer behind; nor is what it is made of, where a checkpointed layer frees it."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    real = lean._made_again
+
+    def watched(*given: Any) -> Any:
+        made.append(weakref.ref(given[0]))
+        return real(*given)
+
+    model = model_of("llama")
+    if checkpointed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    monkeypatch.setattr(lean, "_made_again", watched)
+    with multiplying_in(model, torch.bfloat16):
+        logps = example_logps(model, EXAMPLES, packed=True, pad=PAD)
+        assert bool(made) is not checkpointed
+        assert all(product() is None for product in made)
+        logps.sum().backward()

@@ -189,10 +189,12 @@ def test_norms_and_gates_are_torchs(compiled, width):
     weight = norm.weight.detach().double().requires_grad_()
     truth = weight * exact * (exact.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
     (truth * toward.double()).sum().backward()
-    given = norm.weight.detach().bfloat16()
-    assert off(compiled.norm(x, given, norm.variance_epsilon), truth) < FORMAT
-    of_x, of_weight = compiled.norm_backward(x, given, toward, norm.variance_epsilon)
-    assert off(of_x, exact.grad) < FORMAT and off(of_weight, weight.grad) < FORMAT
+    given = norm.weight.detach()
+    for wide in (x, x.float()):
+        out, inverse = compiled.norm(wide, given, norm.variance_epsilon)
+        assert off(out, truth) < FORMAT and out.dtype == torch.bfloat16
+        of_x, of_weight = compiled.norm_backward(out, given, inverse, toward, wide.dtype)
+        assert of_x.dtype == wide.dtype and off(of_x, exact.grad) < FORMAT and off(of_weight, weight.grad) < FORMAT
     gate, up = (draw(3, 50, width, seed=n).double().requires_grad_() for n in (3, 4))
     truth = silu(gate) * up
     (truth * toward.double()).sum().backward()
@@ -231,7 +233,8 @@ def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, window, 
     layers = SIZES["num_hidden_layers"]
     expected = {"attention": layers, "norm": 2 * layers + 1, "gated": layers}
     for part, count in expected.items():
-        assert calls.count(f"{part}_forward") == calls.count(f"{part}_backward") == count
+        again = 2 if part == "gated" else 1  # for the layer behind, in the backward
+        assert calls.count(f"{part}_forward") == again * calls.count(f"{part}_backward") == again * count
     for name, without in found[1].items():
         assert found[0][name] < max(2 * without, 4 * FORMAT), name
 

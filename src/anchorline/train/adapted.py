@@ -68,20 +68,13 @@ def adapted_layers(model: torch.nn.Module) -> Iterator[None]:
 
 def _forward(module: Any, peft: Callable[..., Tensor], x: Tensor, *rest: Any, **more: Any) -> Tensor:
     compiled, name = native(), module.active_adapters[0]
-    if (
-        compiled is None
-        or rest
-        or more
-        or not _plain(module, name)
-        or x.dtype != torch.bfloat16
-        or x.device.type != "cpu"
-    ):
+    if compiled is None or rest or more or not _plain(module, name) or x.device.type != "cpu":
         return peft(x, *rest, **more)
     base = module.get_base_layer()
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    if any(p.dtype != x.dtype for p in (base.weight, down, up)) or base.weight.requires_grad:
+    if any(p.dtype != torch.bfloat16 for p in (base.weight, down, up)) or base.weight.requires_grad:
         return peft(x)
-    flat = _Adapted.apply(compiled, x.flatten(0, -2), base.weight, base.bias, down, up, module.scaling[name])
+    flat = _Adapted.apply(compiled, x.bfloat16().flatten(0, -2), base.weight, base.bias, down, up, module.scaling[name])
     return flat.unflatten(0, x.shape[:-1])  # pyright: ignore[reportOptionalMemberAccess]
 
 

@@ -3,6 +3,10 @@
 In one process the float32 weights that the model has get bfloat16 copies, once an optimizer step, and the model computes
 with the copies alone. Each copy's gradient is added to the float32 weight's as soon as it is there, and freed. Clipping,
 optimizer, checkpoints and saving see the float32 weights only. What is cheap to compute again is not kept (lean.py).
+
+As under autocast, what products are added to stays float32: the stream of states from layer to layer, norms inside, and the
+rotation of queries and keys. In bfloat16 throughout, answers of 700 tokens were off by 1 to 2 nats, of which half came from
+the rotation; so they are off by half a nat, and gradients by 3.6 instead of 4.9 %.
 Autocast, which casts weights and states again at every layer and keeps the casts for the backward, takes more time and
 memory; it stays where weights are wrapped (DDP, FSDP).
 
@@ -15,13 +19,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anchorline.train.adapted import adapted_layers
-from anchorline.train.lean import computing_again
+from anchorline.train.attention import PACKED
+from anchorline.train.lean import computing_again, is_norm
 from anchorline.train.processes import launched
 from anchorline.train.steady import steady_rows
 
@@ -45,7 +51,7 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
             stack.enter_context(torch.autocast(next(model.parameters()).device.type, dtype))
         else:
             _lend_copies(model, dtype, stack)
-            stack.enter_context(computing_again(model))
+            stack.enter_context(computing_again(model, dtype))
             stack.enter_context(adapted_layers(model))
         # open through the backward: a checkpointed layer is computed again there
         stack.enter_context(steady_rows(model))
@@ -55,17 +61,34 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
 def _lend_copies(model: Any, dtype: torch.dtype, stack: ExitStack) -> None:
     copies: dict[int, Tensor] = {}  # by the weight: a tied one has one copy
     for module in model.modules():
-        own = {name: p for name, p in module._parameters.items() if p is not None and p.dtype == torch.float32}
-        if own and isinstance(module, torch.nn.Embedding):
+        own = {name: p for name, p in module._parameters.items() if p is not None}
+        hook = None
+        if isinstance(module, torch.nn.Embedding):
             # a lookup gains nothing from a copy, and the gradient of a frequent word is a sum that wants float32
-            hook = module.register_forward_hook(lambda _, __, out: out.to(dtype))
+            hook = module.register_forward_hook(lambda _, __, out: out.float())
+        elif type(module).__name__.endswith("RotaryEmbedding"):
+            hook = module.register_forward_hook(partial(_rotation, model, dtype))
+        elif own and not is_norm(module):
+            hook = module.register_forward_pre_hook(partial(_narrow, dtype))
+            for name, weight in own.items():
+                if weight.dtype != torch.float32:
+                    continue
+                if id(weight) not in copies:
+                    copies[id(weight)] = _copy(weight, dtype)
+                module._parameters[name] = copies[id(weight)]  # pyright: ignore[reportArgumentType]
+                stack.callback(module._parameters.__setitem__, name, weight)
+        if hook is not None:
             stack.callback(hook.remove)
-            continue
-        for name, weight in own.items():
-            if id(weight) not in copies:
-                copies[id(weight)] = _copy(weight, dtype)
-            module._parameters[name] = copies[id(weight)]  # pyright: ignore[reportArgumentType]
-            stack.callback(module._parameters.__setitem__, name, weight)
+
+
+def _rotation(model: Any, dtype: torch.dtype, _: Any, __: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cosines and sines in float32, but where an attention wants queries and keys as narrow as values."""
+    return out if model.config._attn_implementation == PACKED else tuple(x.to(dtype) for x in out)
+
+
+def _narrow(dtype: torch.dtype, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The stream of states where a layer takes it without a norm in between."""
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.float32 else x for x in given)
 
 
 def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:

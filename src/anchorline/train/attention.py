@@ -73,6 +73,7 @@ def packed_attention(
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotated in float32
     if device in BY_ROW and not dropout:
         out = gpu_attention.row_attention(query, key, value, packed_layout, scale=scaling, window=sliding_window)
         return out.transpose(1, 2), None

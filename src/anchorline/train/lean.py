@@ -1,26 +1,29 @@
-"""What a layer computes between its products is computed again in the backward, instead of kept: a quarter of the
+"""What a layer computes between its products is computed again in the backward, instead of kept: a third of the
 activations, for a few hundredths of the time.
 
-RMS norms keep their input only, gated activations the gate and what it lets through. Both do what they did before: in
-half precision no figure changes by a bit. (In float32 a norm's input gets its gradient from one sum instead of two, which
-may add up otherwise.) A gated activation is known by what its module's `forward` uses; every other is left alone.
+Norms of the usual kind, weight · x / rms(x), keep what comes out of them, which the products behind keep in any case, and a
+figure a token: what goes in, the stream of states in float32, need not be there in the backward. Other norms keep their
+input. Gated activations keep the gate and what it lets through; the product of the two is made again for the layer behind.
+A gated activation is known by what its module's `forward` uses; every other is left alone.
 
-Where native.cpp runs, it computes norms and gates of the usual kind (weight · x / rms(x), SiLU) in one pass each way. Its
-sums add up in another order than torch's, so that one figure in a thousand rounds to the neighbouring bfloat16.
+Where native.cpp runs, it computes norms and gates of the usual kind (SiLU) in one pass each way. Its sums add up in another
+order than torch's, so that one figure in a thousand rounds to the neighbouring bfloat16.
 
->>> with computing_again(model):  # doctest: +SKIP
+>>> with computing_again(model, torch.bfloat16):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import layer_norm
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -29,6 +32,8 @@ from anchorline.train.native import LANES, Native, native
 GATED = ("down_proj", "act_fn", "gate_proj", "up_proj")
 """down_proj(act_fn(gate_proj(x)) * up_proj(x)): the names in a forward that does this and nothing else."""
 SILU = (torch.nn.SiLU, SiLUActivation)
+TINY = 1e-30
+"""What a norm's weight has to be away from 0, so that it can be divided out again."""
 USUAL_NORM = LlamaRMSNorm.forward.__code__
 """weight · x / rms(x), which most architectures have written the same way."""
 
@@ -56,18 +61,33 @@ class _Again(torch.autograd.Function):
         return None, None, *(next(found) if needed else None for needed in wanted)
 
 
-class _NativeNorm(torch.autograd.Function):
+class _UsualNorm(torch.autograd.Function):
+    """Letters: D width."""
+
     @staticmethod
-    def forward(ctx: Any, compiled: Native, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        ctx.save_for_backward(x, weight)
-        ctx.compiled, ctx.eps = compiled, eps
-        return compiled.norm(x, weight, eps)
+    def forward(
+        ctx: Any, compiled: Native | None, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        if compiled is not None:
+            out, inverse = compiled.norm(x.contiguous(), weight_D, eps)
+        else:
+            wide = x.float()
+            inverse = (wide.pow(2).mean(-1) + eps).rsqrt()
+            out = (weight_D * (wide * inverse[..., None])).to(dtype)
+        ctx.save_for_backward(out, weight_D, inverse)
+        ctx.compiled, ctx.dtype = compiled, x.dtype
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        of_x, of_weight = ctx.compiled.norm_backward(*ctx.saved_tensors, grads[0], ctx.eps)
-        return None, of_x, of_weight, None
+        out, weight_D, inverse = ctx.saved_tensors
+        if ctx.compiled is not None:
+            of_x, of_weight = ctx.compiled.norm_backward(out, weight_D, inverse, grads[0], ctx.dtype)
+            return None, of_x, of_weight, None, None
+        grad, normal = grads[0].float(), out.float() / weight_D
+        inner = grad * weight_D
+        of_x = (inner - normal * (inner * normal).mean(-1, keepdim=True)) * inverse[..., None]
+        return None, of_x.to(ctx.dtype), (grad * normal).flatten(0, -2).sum(0), None, None
 
 
 class _NativeGated(torch.autograd.Function):
@@ -84,39 +104,70 @@ class _NativeGated(torch.autograd.Function):
 
 
 @contextmanager
-def computing_again(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, norms and gated activations keep their inputs alone for the backward, which has to be inside as well."""
+def computing_again(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, norms give `dtype`; they and gated activations keep little for the backward, which has to be inside as well."""
+    # a checkpointed layer frees what the product would be made of again
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     with ExitStack() as stack:
         for module in model.modules():
             instead = None
-            if type(module).__name__.endswith("RMSNorm") and not list(module.children()):
-                instead = partial(_norm, module, module.forward)
+            if is_norm(module):
+                instead = partial(
+                    _norm, module, module.forward, dtype, _usual(module) and bool(module.weight.abs().min() > TINY)
+                )
             elif type(module).forward.__code__.co_names == GATED:
-                instead = partial(_gated, module)
+                instead = partial(_gated, module, checkpointed)
             if instead is not None:
                 module.forward = instead
                 stack.callback(module.__dict__.pop, "forward")
         yield
 
 
-def _norm(module: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if _usual(module) and module.weight.dtype == x.dtype and (compiled := _native_for(x)) is not None:
-        return _NativeNorm.apply(compiled, x, module.weight, module.variance_epsilon)  # pyright: ignore[reportReturnType]
-    return _Again.apply(forward, 1, x, *module.parameters())  # pyright: ignore[reportReturnType]
+def is_norm(module: torch.nn.Module) -> bool:
+    """Whether it norms over the last dimension: by its name, as each architecture has a class of its own."""
+    return type(module).__name__.endswith(("RMSNorm", "LayerNorm")) and not list(module.children())
 
 
-def _gated(module: Any, x: Tensor) -> Tensor:
+def _norm(module: Any, forward: Callable[[Tensor], Tensor], dtype: torch.dtype, usual: bool, x: Tensor) -> Tensor:
+    if usual:
+        compiled = _native_for(x) if x.dtype in {torch.bfloat16, torch.float32} and dtype == torch.bfloat16 else None
+        return _UsualNorm.apply(compiled, x, module.weight.float(), module.variance_epsilon, dtype)  # pyright: ignore[reportReturnType]
+    if type(module) is torch.nn.LayerNorm:  # torch's own takes no weights narrower than what they multiply
+        forward = partial(_layer_norm, module)
+    return _Again.apply(lambda x: forward(x.float()).to(dtype), 1, x, *module.parameters())  # pyright: ignore[reportReturnType]
+
+
+def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    weight, bias = (None if p is None else p.float() for p in (module.weight, module.bias))
+    return layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+def _gated(module: Any, checkpointed: bool, x: Tensor) -> Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
-    if isinstance(module.act_fn, SILU) and (compiled := _native_for(gate)) is not None:
-        kept = _NativeGated.apply(compiled, gate, up)
+    if isinstance(module.act_fn, SILU) and gate.dtype == torch.bfloat16 and (compiled := _native_for(gate)) is not None:
+        run, kept = compiled.gated, _NativeGated.apply(compiled, gate, up)
     else:
-        kept = _Again.apply(lambda gate, up: module.act_fn(gate) * up, 2, gate, up)
-    return module.down_proj(kept)
+        run = lambda gate, up: module.act_fn(gate) * up  # noqa: E731
+        kept = _Again.apply(run, 2, gate, up)
+    with nullcontext() if checkpointed else _made_again(kept, partial(run, gate.detach(), up.detach())):
+        return module.down_proj(kept)
+
+
+def _made_again(kept: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks:
+    """What layers inside keep of `kept`, whole and in whatever shape, is made again where the backward asks for it."""
+    place = kept.data_ptr(), kept.numel(), kept.dtype  # alone: what autograd keeps of these functions must not keep it
+
+    def pack(x: Tensor) -> Tensor | torch.Size:
+        return x.shape if x.is_contiguous() and (x.data_ptr(), x.numel(), x.dtype) == place else x
+
+    def unpack(x: Tensor | torch.Size) -> Tensor:
+        return x if isinstance(x, Tensor) else make().view(x)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 def _native_for(x: Tensor) -> Native | None:
-    usable = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % LANES == 0
-    return native() if usable else None
+    return native() if x.device.type == "cpu" and x.shape[-1] % LANES == 0 else None
 
 
 def _usual(module: Any) -> bool:

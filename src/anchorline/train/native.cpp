@@ -38,6 +38,8 @@ inline V widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm51
 inline V load(const bf16* p) { return widened(_mm256_loadu_si256((const __m256i*)p)); }
 inline __m256i narrow(V x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
+inline V load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, V x) { _mm512_storeu_ps(p, x); }
 inline V rounded(V x) { return widened(narrow(x)); }
 inline V all(float x) { return _mm512_set1_ps(x); }
 
@@ -460,6 +462,49 @@ void backward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, 
   }
 }
 
+template <typename T>
+void normed(const T* x, const float* weight, bf16* out, float* inverse, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    const T* from = x + row * width;
+    V sum = all(0.f);
+    for (int64_t d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load(from + d), load(from + d), sum);
+    inverse[row] = 1.f / std::sqrt(_mm512_reduce_add_ps(sum) / width + eps);
+    const V r = all(inverse[row]);
+    for (int64_t d = 0; d < width; d += LANES)
+      store(out + row * width + d, _mm512_mul_ps(load(weight + d), _mm512_mul_ps(load(from + d), r)));
+  }
+}
+
+template <typename T>
+void normed_back(const bf16* out, const float* weight, const float* inverse, const bf16* grad, T* grad_x, float* grad_weight,
+                 int64_t rows, int64_t width, int threads) {
+  constexpr int64_t PIECE = 128;
+  const int64_t pieces = (rows + PIECE - 1) / PIECE;
+  Room<float> parts(pieces * width), unweighted(width);
+  for (int64_t d = 0; d < width; d += LANES) store(unweighted + d, _mm512_div_ps(all(1.f), load(weight + d)));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t piece = 0; piece < pieces; piece++) {
+    float* part = parts + piece * width;
+    std::memset(part, 0, width * 4);
+    for (int64_t row = piece * PIECE; row < std::min(rows, (piece + 1) * PIECE); row++) {
+      const bf16 *normal = out + row * width, *g = grad + row * width;
+      V along = all(0.f);
+      for (int64_t d = 0; d < width; d += LANES) along = _mm512_fmadd_ps(load(g + d), load(normal + d), along);
+      const V r = all(inverse[row]), back = all(_mm512_reduce_add_ps(along) / width);
+      for (int64_t d = 0; d < width; d += LANES) {
+        const V slope = load(g + d), value = _mm512_mul_ps(load(normal + d), load(unweighted + d));
+        store(part + d, _mm512_fmadd_ps(slope, value, load(part + d)));
+        const V inner = _mm512_fnmadd_ps(value, back, _mm512_mul_ps(slope, load(weight + d)));
+        store(grad_x + row * width + d, _mm512_mul_ps(inner, r));
+      }
+    }
+  }
+  std::memset(grad_weight, 0, width * 4);
+  for (int64_t piece = 0; piece < pieces; piece++)
+    for (int64_t d = 0; d < width; d++) grad_weight[d] += parts[piece * width + d];
+}
+
 }  // namespace
 
 extern "C" {
@@ -637,50 +682,23 @@ void gated_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* gr
   }
 }
 
-// out = weight * round(x / sqrt(mean(x²) + eps)), rows of `width` numbers, a multiple of 16.
-void norm_forward(const bf16* x, const bf16* weight, bf16* out, int64_t rows, int64_t width, float eps, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < rows; row++) {
-    const bf16* from = x + row * width;
-    V sum = all(0.f);
-    for (int64_t d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load(from + d), load(from + d), sum);
-    const V r = all(1.f / std::sqrt(_mm512_reduce_add_ps(sum) / width + eps));
-    for (int64_t d = 0; d < width; d += LANES)
-      store(out + row * width + d, _mm512_mul_ps(load(weight + d), rounded(_mm512_mul_ps(load(from + d), r))));
-  }
+// out = weight * x / sqrt(mean(x²) + eps), rows of `width` numbers, a multiple of 16. `x` is bfloat16, or float32 if `wide`.
+// `inverse` [rows]: 1 / sqrt(…).
+void norm_forward(const void* x, const float* weight, bf16* out, float* inverse, int64_t rows, int64_t width, float eps,
+                  int64_t wide, int threads) {
+  if (wide)
+    normed((const float*)x, weight, out, inverse, rows, width, eps, threads);
+  else
+    normed((const bf16*)x, weight, out, inverse, rows, width, eps, threads);
 }
 
-// `grad_weight` in float32 [width].
-void norm_backward(const bf16* x, const bf16* weight, const bf16* grad, bf16* grad_x, float* grad_weight, int64_t rows,
-                   int64_t width, float eps, int threads) {
-  constexpr int64_t PIECE = 128;
-  const int64_t pieces = (rows + PIECE - 1) / PIECE;
-  Room<float> parts(pieces * width);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t piece = 0; piece < pieces; piece++) {
-    float* part = parts + piece * width;
-    std::memset(part, 0, width * 4);
-    for (int64_t row = piece * PIECE; row < std::min(rows, (piece + 1) * PIECE); row++) {
-      const bf16 *from = x + row * width, *g = grad + row * width;
-      V squares = all(0.f), along = all(0.f);
-      for (int64_t d = 0; d < width; d += LANES) {
-        const V value = load(from + d);
-        squares = _mm512_fmadd_ps(value, value, squares);
-        along = _mm512_fmadd_ps(rounded(_mm512_mul_ps(load(g + d), load(weight + d))), value, along);
-      }
-      const float inverse = 1.f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps);
-      const V r = all(inverse), back = all(inverse * inverse * inverse / width * _mm512_reduce_add_ps(along));
-      for (int64_t d = 0; d < width; d += LANES) {
-        const V value = load(from + d), slope = load(g + d);
-        _mm512_storeu_ps(part + d, _mm512_fmadd_ps(slope, rounded(_mm512_mul_ps(value, r)), _mm512_loadu_ps(part + d)));
-        const V inner = rounded(_mm512_mul_ps(slope, load(weight + d)));
-        store(grad_x + row * width + d, _mm512_fmsub_ps(inner, r, _mm512_mul_ps(value, back)));
-      }
-    }
-  }
-  std::memset(grad_weight, 0, width * 4);
-  for (int64_t piece = 0; piece < pieces; piece++)
-    for (int64_t d = 0; d < width; d++) grad_weight[d] += parts[piece * width + d];
+// From what came out, which the next products keep in any case. `grad_x` is as wide as x was, `grad_weight` [width].
+void norm_backward(const bf16* out, const float* weight, const float* inverse, const bf16* grad, void* grad_x,
+                   float* grad_weight, int64_t rows, int64_t width, int64_t wide, int threads) {
+  if (wide)
+    normed_back(out, weight, inverse, grad, (float*)grad_x, grad_weight, rows, width, threads);
+  else
+    normed_back(out, weight, inverse, grad, (bf16*)grad_x, grad_weight, rows, width, threads);
 }
 
 }  // extern "C"

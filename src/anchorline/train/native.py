@@ -56,7 +56,7 @@ class _Shape(ctypes.Structure):
 
 
 class Native:
-    """The compiled functions, on tensors. All are bfloat16 on the CPU; each runs in torch's number of threads."""
+    """The compiled functions, on tensors of the CPU, bfloat16 where nothing else is said; each in torch's number of threads."""
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self._library = library
@@ -159,19 +159,32 @@ class Native:
         self._call("gated_backward", gate, up, grad.contiguous(), of_gate, of_up, ctypes.c_int64(gate.numel()))
         return of_gate, of_up
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Weight · x / sqrt(mean(x²) + eps) over the last dimension; x is contiguous."""
-        out = torch.empty_like(x)
-        rows, width = ctypes.c_int64(x.numel() // len(weight)), ctypes.c_int64(len(weight))
-        self._call("norm_forward", x, weight, out, rows, width, ctypes.c_float(eps))
-        return out
+    def norm(
+        self, x: Float[Tensor, "*rows width"], weight: Float[Tensor, " width"], eps: float
+    ) -> tuple[BFloat16[Tensor, "*rows width"], Float[Tensor, "*rows"]]:
+        """Weight · x / sqrt(mean(x²) + eps) over the last dimension, and 1 / sqrt(…).
 
-    def norm_backward(self, x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """The gradients in x, and in weight."""
-        of_x, of_weight = torch.empty_like(x), torch.empty(len(weight))
-        rows, width = ctypes.c_int64(x.numel() // len(weight)), ctypes.c_int64(len(weight))
-        self._call("norm_backward", x, weight, grad.contiguous(), of_x, of_weight, rows, width, ctypes.c_float(eps))
-        return of_x, of_weight.to(weight.dtype)
+        `x`: bfloat16 or float32, contiguous; `weight`: float32.
+        """
+        out, inverse = torch.empty_like(x, dtype=torch.bfloat16), torch.empty(x.shape[:-1])
+        sizes = (ctypes.c_int64(inverse.numel()), ctypes.c_int64(len(weight)))
+        self._call("norm_forward", x, weight, out, inverse, *sizes, ctypes.c_float(eps), _wide(x.dtype))
+        return out, inverse
+
+    def norm_backward(
+        self,
+        out: BFloat16[Tensor, "*rows width"],
+        weight: Float[Tensor, " width"],
+        inverse: Float[Tensor, "*rows"],
+        grad: BFloat16[Tensor, "*rows width"],
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients in x, which was of `dtype`, and in weight, none of which is 0: from what came out."""
+        of_x, of_weight = torch.empty_like(out, dtype=dtype), torch.empty_like(weight)
+        sizes = (ctypes.c_int64(inverse.numel()), ctypes.c_int64(len(weight)))
+        given = (out, weight, inverse, grad.contiguous(), of_x, of_weight)
+        self._call("norm_backward", *given, *sizes, _wide(dtype))
+        return of_x, of_weight
 
     def _call(self, name: str, *arguments: Tensor | ctypes.Structure | ctypes.c_int64 | ctypes.c_float | None) -> None:
         given = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
@@ -208,6 +221,10 @@ def _compiled(compiler: list[str]) -> Path:
         command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         subprocess.run(command, capture_output=True, check=True, timeout=300)  # noqa: S603
         return made.replace(folder / f"{made_from}-{_digest(made.read_bytes())}.so")
+
+
+def _wide(dtype: torch.dtype) -> ctypes.c_int64:
+    return ctypes.c_int64(dtype == torch.float32)
 
 
 def _digest(content: bytes) -> str:

@@ -342,8 +342,9 @@ def _dtype_of(loaded: Loaded) -> Literal["float32", "bfloat16"]:
 
 
 def _arithmetic(loaded: Loaded) -> str:
-    """What decides how a log-prob is rounded: where, and in which formats weights lie and are multiplied."""
-    return " ".join(filter(None, (loaded.device.name, _dtype_of(loaded), loaded.device.dtype, _native(loaded))))
+    """What decides how a log-prob is rounded: where, and in which formats weights lie, are multiplied, and are added up."""
+    formats = (_dtype_of(loaded), loaded.device.dtype, "float32")
+    return " ".join(filter(None, (loaded.device.name, *formats, _native(loaded))))
 
 
 def _facts(loaded: Loaded) -> dict[str, Any]:
