@@ -28,6 +28,7 @@ EPOCHS = 2
 """Over which a reference pass that is made once is spread."""
 WORKS = ("real", "long prompts", "short")
 KINDS = ("full", "lora")
+EXACT = "trl, float32"
 CONTENDERS: dict[str, dict[str, Any]] = {
     "ours": {},
     "trl": {"checkpointing": True, "precompute": False},
@@ -36,6 +37,8 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "trl, precomputed, no checkpointing": {"checkpointing": False, "precompute": True},
     # the same again with one pair a forward: how far TRL's losses are from its own
     "trl, rebatched": {"checkpointing": False, "precompute": True, "micro_batch": 1},
+    # and how far both are from what bfloat16 rounds: slow, and no rival
+    EXACT: {"checkpointing": True, "precompute": True, "micro_batch": 1, "exact": True},
 }
 
 
@@ -52,7 +55,7 @@ def pairs_per_second(run: dict[str, Any], *, pairs: int, per_step: int) -> float
 def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops: float) -> dict[str, Any]:
     """The figures of one work, of one kind of training."""
     pairs, per_step = len(job["pairs"]), job["pairs_per_step"]
-    rates = {name: pairs_per_second(run, pairs=pairs, per_step=per_step) for name, run in runs.items()}
+    rates = {n: pairs_per_second(run, pairs=pairs, per_step=per_step) for n, run in runs.items() if n != EXACT}
     default = max(("trl", "trl, no checkpointing"), key=lambda n: rates[n])
     precomputed = max(("trl, precomputed", "trl, precomputed, no checkpointing"), key=lambda n: rates[n])
     ours, trl = runs["ours"], runs["trl, precomputed, no checkpointing"]
@@ -65,6 +68,7 @@ def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops:
         "peak_share": ours["flops_per_step"] / ours["step_s"] / peak_flops,
         "max_loss_difference": furthest(ours["losses"], trl["losses"]),
         "trl_own_difference": furthest(runs["trl, rebatched"]["losses"], trl["losses"]),
+        "from_float32": {n: furthest(runs[n]["losses"], runs[EXACT]["losses"]) for n in runs if n != EXACT},
         "pairs_per_s": {name: round(rate, 4) for name, rate in rates.items()},
         "peak_gb": {name: round(run["peak_gb"], 2) for name, run in runs.items()},
     }

@@ -44,7 +44,8 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or job["threads"]))
     # as TRL would load it, save that frozen weights under an adapter are bfloat16, which is faster
-    dtype = torch.bfloat16 if job["lora"] else torch.float32
+    exact = job.get("exact", False)
+    dtype = torch.bfloat16 if job["lora"] and not exact else torch.float32
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     turns = [
@@ -66,7 +67,7 @@ def main() -> None:
         gradient_accumulation_steps=job["pairs_per_step"] // micro,
         num_train_epochs=1,
         max_length=None,
-        bf16=True,
+        bf16=not exact,
         gradient_checkpointing=job["checkpointing"],
         precompute_ref_log_probs=job["precompute"],
         train_sampling_strategy="sequential",
