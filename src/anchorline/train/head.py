@@ -11,7 +11,7 @@ only: there the scores are computed again, and the forward makes no more than th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,10 @@ class Scores(NamedTuple):
     factor: float = 1.0
     cap: float | None = None
 
+    def slope(self, scores: Tensor) -> Tensor | None:
+        """How a capped score moves with what was capped; None where that is one for one."""
+        return None if self.cap is None else (scores / self.cap).square_().neg_().add_(1)
+
 
 class _TokenLogps(torch.autograd.Function):
     """Letters: R response tokens, C a chunk of them, B a block of a chunk, D width, V vocabulary. `terms`: states, matrix,
@@ -53,18 +57,15 @@ class _TokenLogps(torch.autograd.Function):
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
         room = _Room.of(len(targets_R), matrices[0])
         multiply = tiled if sways(matrices[0], matrices[0].dtype) else _whole
-        for chunk in _pieces(len(targets_R), len(room.products)):
-            products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
-            for inner, block in _pieces_within(chunk, len(room.scores)):
-                y_B1 = targets_R[block, None]
-                scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
-                wanted_B1 = scores_BV.gather(-1, y_B1) - scores_BV.amax(-1, keepdim=True)
-                slope_BV = None if how.cap is None or not ahead else _slope(how.cap, scores_BV)
-                # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
-                probs_BV = torch.softmax(scores_BV, -1, out=room.probs[: len(y_B1)])
-                logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
-                if ahead:
-                    products_CV[inner] = _toward(probs_BV, y_B1, slope_BV, how.factor, None)
+
+        def each(block: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
+            wanted_B1 = scores_BV.gather(-1, y_B1) - scores_BV.amax(-1, keepdim=True)
+            # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
+            logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
+            if ahead:
+                toward_BV.copy_(_toward(probs_BV, y_B1, how.slope(scores_BV), how.factor, None))
+
+        for chunk, products_CV in _chunks(how, targets_R, states, matrices, bias_V, room, multiply, each):
             for number, row_RD in enumerate(rows):
                 row_RD[chunk] = products_CV @ matrices[number]
         ctx.save_for_backward(targets_R, bias_V, *(rows if ahead else terms))
@@ -84,17 +85,14 @@ class _TokenLogps(torch.autograd.Function):
         grad_matrices: list[Tensor | None] = [None] * len(matrices)
         room = _Room.of(len(targets_R), matrices[0])
         grad_bias = None if bias_V is None else room.scores.new_zeros(bias_V.shape)
-        for chunk in _pieces(len(targets_R), len(room.products)):
-            products_CV = torch.mm(states[0][chunk], matrices[0].T, out=room.products[: chunk.stop - chunk.start])
-            for inner, block in _pieces_within(chunk, len(room.scores)):
-                y_B1 = targets_R[block, None]
-                scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
-                slope_BV = None if how.cap is None else _slope(how.cap, scores_BV)
-                probs_BV = torch.softmax(scores_BV, -1, out=room.probs[: len(y_B1)])
-                toward_BV = _toward(probs_BV, y_B1, slope_BV, how.factor, grad_R[block, None])
-                if grad_bias is not None:
-                    grad_bias += toward_BV.sum(0)
-                products_CV[inner] = toward_BV
+
+        def each(block: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
+            toward = _toward(probs_BV, y_B1, how.slope(scores_BV), how.factor, grad_R[block, None])
+            if grad_bias is not None:
+                grad_bias.add_(toward.sum(0))
+            toward_BV.copy_(toward)
+
+        for chunk, products_CV in _chunks(how, targets_R, states, matrices, bias_V, room, _whole, each):
             for number, (x_RD, matrix_VD) in enumerate(zip(states, matrices, strict=True)):
                 of_state, product = grad_states[number], products[number]
                 if of_state is not None:
@@ -128,6 +126,29 @@ class _Room(NamedTuple):
         block = chunk if matrix_VD.device.type != "cpu" else min(chunk, max(BLOCK_BYTES // (words * wide.itemsize), 1))
         scores, probs = matrix_VD.new_empty((2, block, words), dtype=wide)
         return cls(matrix_VD.new_empty((chunk, words)), scores, probs)
+
+
+def _chunks(
+    how: Scores,
+    targets_R: Tensor,
+    states: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    bias_V: Tensor | None,
+    room: _Room,
+    multiply: Callable[..., Tensor],
+    each: Callable[[slice, Tensor, Tensor, Tensor, Tensor], None],
+) -> Iterator[tuple[slice, Tensor]]:
+    """Each chunk, after `each(block, targets, scores, probabilities, products)` of its blocks, and its products [C, V].
+
+    `each` may leave something else in the place of a block's products.
+    """
+    for chunk in _pieces(len(targets_R), len(room.products)):
+        products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
+        for inner, block in _pieces_within(chunk, len(room.scores)):
+            scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
+            probs_BV = torch.softmax(scores_BV, -1, out=room.probs[: len(scores_BV)])
+            each(block, targets_R[block, None], scores_BV, probs_BV, products_CV[inner])
+        yield chunk, products_CV
 
 
 def _whole(x_CD: Tensor, matrix_VD: Tensor, *, out: Tensor) -> Tensor:
@@ -170,11 +191,6 @@ def _added(total_VD: Tensor | None, product_VD: Tensor) -> Tensor:
     for total, product in zip(total_VD.split(ROWS), product_VD.split(ROWS), strict=True):
         total.add_(product)
     return total_VD
-
-
-def _slope(cap: float, scores_BV: Tensor) -> Tensor:
-    """How a capped score moves with what was capped."""
-    return (scores_BV / cap).square_().neg_().add_(1)
 
 
 def _toward(probs_BV: Tensor, y_B1: Tensor, slope_BV: Tensor | None, factor: float, weight_B1: Tensor | None) -> Tensor:
