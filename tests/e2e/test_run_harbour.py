@@ -84,6 +84,54 @@ def test_the_summary(finished: tuple[Path, subprocess.CompletedProcess[str]]) ->
 
 def holds(out: Path) -> bool:
     """Whether the recipe asks for answers that are held in place."""
+    asked = yaml.safe_load((out / "recipe.yaml").read_text())["retain"]
+    return bool(asked) and asked["weight"] > 0
+
+
+def test_retained_answers_are_the_references_and_are_trained_on(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, _ = finished
+    steps = [row for _, row in read_jsonl(out / "train" / "metrics.jsonl")]
+    held = [row["retain_kl"] for row in steps if "retain_kl" in row]
+    if not holds(out):
+        assert held == [] and not (out / "retain-answers.jsonl").exists()
+        return
+    assert len(list(read_jsonl(out / "retain-answers.jsonl"))) == GENERAL
+    assert len(held) == len(steps) > 1 and held[0] == pytest.approx(0, abs=1e-4)
+    assert held[-1] > 1e-4, "the policy moves where it is held, too; else nothing was measured"
+
+
+def test_every_file_of_a_run_folder(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, _ = finished
+    files = (
+        "recipe.yaml manifest.json prompts.jsonl answers.jsonl pairs.jsonl failures.jsonl measure.json train/metrics.jsonl "
+        "train/pairs.parquet train/diagnostics.json train/arithmetic.json model/adapter_config.json "
+        "evals/style.json evals/preference.json evals/drift.json report.html README.md"
+    )
+    assert [name for name in files.split() if not (out / name).is_file()] == []
+    assert not (out / "reference").exists(), "the reference's log-probs lie where runs share them"
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.rstrip().endswith("</html>") and str(len(list(read_jsonl(out / "pairs.jsonl")))) in page
+
+
+def test_at_the_first_step_nothing_has_moved(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, _ = finished
+    _, first = next(read_jsonl(out / "train" / "metrics.jsonl"))
+    rewards = [first["chosen_reward"], first["rejected_reward"], first["margin"]]
+    assert rewards == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+def test_the_saved_model_loads_without_anchorline_and_answers_the_same(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Greedy answers of peft and transformers alone are the ones that evaluation has measured."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    out, _ = finished
+    tokenizer: Any = AutoTokenizer.from_pretrained(out / "model")
     model: Any = AutoPeftModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
     answers = [row for _, row in read_jsonl(out / "evals" / "after.jsonl")]
     differ = []

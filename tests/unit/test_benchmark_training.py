@@ -71,10 +71,14 @@ def test_the_figures_by_hand(tmp_path):
         "trl, precomputed": run(7.0, reference_s=4.0),
         "trl, precomputed, no checkpointing": run(6.0, reference_s=4.0),
         "trl, rebatched": run(3.0, reference_s=4.0, losses=(1.0, 0.53)),
+        "trl, float32": run(0.1, losses=(1.0, 0.51)),  # however fast, it is no rival
     }
     figures = MODULE.summary(runs, job(tmp_path), peak_flops=100.0)
     # two epochs of two steps each: 6 s of ours, 32 s of the faster default, 28 s of the faster precomputed
     assert figures["ratio_default"] == pytest.approx(32 / 6)
+    assert figures["from_float32"] == pytest.approx(
+        dict.fromkeys(runs.keys() - {"trl, float32"}, 0.01) | {"trl, rebatched": 0.02}
+    )
     assert figures["ratio_best"] == pytest.approx(16 / 6)
     assert figures["ratio_precomputed"] == pytest.approx(28 / 6)
     assert figures["memory_ratio"] == pytest.approx(2 / 8) and figures["memory_ratio_checkpointed"] == pytest.approx(
