@@ -14,14 +14,16 @@ from test_train_toys import PAD, SIZES, example, llama, tiny
 from torch import Tensor
 from torch.nn.functional import linear, silu
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
 
-from anchorline.train import attention, lean, steady
+from anchorline.train import attention, lean, rotation, steady
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED
 from anchorline.train.cpu_attention import row_attention, sequences_of
 from anchorline.train.forward import example_logps, example_token_logps
 from anchorline.train.layout import Branching, pack
-from anchorline.train.native import Native, native
+from anchorline.train.native import Native, native, unchanging
 
 FORMAT = 2**-8
 """What a figure in bfloat16 may be off by its rounding alone."""
@@ -45,6 +47,15 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the compiled functions, as they are called."""
+    names: list[str] = []
+    call = Native._call
+    monkeypatch.setattr(Native, "_call", lambda self, name, *given: names.append(name) or call(self, name, *given))
+    return names
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -167,8 +178,53 @@ def test_a_linear_layer_and_a_transposition_are_torchs(compiled, rows, inputs, o
     wide = torch.full((rows, outputs + 5), 7.0).bfloat16()
     compiled.linear(draw(rows, inputs + 3)[:, :inputs], weight, bias, out=wide[:, :outputs])
     assert bool((wide[:, outputs:] == 7).all()), "nothing beside is written"
+    grad, under = draw(rows, outputs, seed=3), draw(rows, inputs, seed=4)
+    truth = grad.double() @ weight.double()
+    found = compiled.linear_backward(grad, weight)
+    assert off(found, truth) < FORMAT and torch.equal(compiled.linear_backward(grad[-3:], weight), found[-3:])
+    assert off(compiled.linear_backward(grad, weight, onto=under.clone()), truth + under.double()) < 2 * FORMAT
     assert torch.equal(compiled.transposed(x), x.T) and compiled.transposed(x).is_contiguous()
     assert torch.equal(compiled.transposed(draw(inputs, rows).T), draw(inputs, rows).T.T)
+
+
+def test_a_weight_that_does_not_change_is_packed_once(compiled, calls):
+    x, weight, other = draw(300, 96), draw(160, 96, seed=1), draw(40, 96, seed=2)
+    truth = [compiled.linear(x, w) for w in (weight, other)]
+    calls.clear()
+    with unchanging([weight]):
+        with unchanging([weight]):  # as where a scope lies in another
+            first = compiled.linear(x, weight)
+        assert all(torch.equal(compiled.linear(x[:rows], weight), truth[0][:rows]) for rows in (1, 32, 299))
+        assert torch.equal(first, truth[0]) and calls.count("pack") == 1
+        back = [compiled.linear_backward(first, weight) for _ in range(2)]
+        assert off(back[0], first.double() @ weight.double()) < FORMAT and torch.equal(*back)
+        assert calls.count("pack") == 2, "the other way about it is another copy"
+        assert all(torch.equal(compiled.linear(x, other), truth[1]) for _ in range(2)) and calls.count("pack") == 4
+    weight.mul_(2)
+    assert torch.equal(compiled.linear(x, weight), truth[0] * 2), "outside nothing is kept"
+
+
+@pytest.mark.parametrize("threads_", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 5, 256, 257, 1100])
+def test_a_product_is_the_same_however_it_is_shared_out(compiled, threads, threads_, rows):
+    x, weight = draw(1100, 96), draw(773, 96, seed=1)
+    threads(1)
+    whole = compiled.linear(x, weight)
+    threads(threads_)
+    assert torch.equal(compiled.linear(x[:rows], weight), whole[:rows])
+
+
+@pytest.mark.parametrize(("heads", "tokens", "width"), [(3, 50, 64), (1, 1, 32), (2, 7, 96)])
+def test_a_rotation_and_its_gradient_are_transformers(compiled, heads, tokens, width):
+    rotate = modeling_llama.apply_rotary_pos_emb
+    x, toward = draw(tokens, heads, width).transpose(0, 1), draw(heads, tokens, width, seed=1)
+    # halves with factors of their own, as no embedding has them: each has to meet its own
+    cos, sin = (torch.randn(tokens, width, generator=torch.Generator().manual_seed(n)) for n in (2, 3))
+    exact = x.double().requires_grad_()
+    truth, _ = rotate(exact[None], exact[None], cos[None].double(), sin[None].double())
+    (truth[0] * toward.double()).sum().backward()
+    assert off(compiled.rotated(x, cos, sin), truth[0]) < FORMAT
+    assert off(compiled.rotated(toward, cos, sin, back=True), exact.grad) < FORMAT
 
 
 def test_a_products_memory_may_have_held_nan(compiled):
@@ -211,18 +267,15 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, window, monkeypatch):
-    model = tiny(MistralConfig(**SIZES, sliding_window=window), MistralForCausalLM).train()
+def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, calls, window, monkeypatch):
+    model = tiny(MistralConfig(**SIZES, head_dim=32, sliding_window=window), MistralForCausalLM).train()
     model.set_attn_implementation(PACKED)
     exact = example_logps(model, EXAMPLES, packed=True, pad=PAD)
     exact.sum().backward()
     truth = {name: p.grad.double() for name, p in model.named_parameters()}
-    calls: list[str] = []
-    call = Native._call
-    monkeypatch.setattr(Native, "_call", lambda self, name, *given: calls.append(name) or call(self, name, *given))
     found = []
     for way in (lambda: compiled, lambda: None):
-        for part in (attention, lean, steady):
+        for part in (attention, lean, rotation, steady):
             monkeypatch.setattr(part, "native", way)
         model.zero_grad()
         with multiplying_in(model, torch.bfloat16):
@@ -235,17 +288,16 @@ def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, window, 
     for part, count in expected.items():
         again = 2 if part == "gated" else 1  # for the layer behind, in the backward
         assert calls.count(f"{part}_forward") == again * calls.count(f"{part}_backward") == again * count
+    assert calls.count("rotate") == 2 * 2 * layers, "queries and keys, there and back"
+    assert modeling_mistral.apply_rotary_pos_emb.__code__, "nothing stays changed"
     for name, without in found[1].items():
         assert found[0][name] < max(2 * without, 4 * FORMAT), name
 
 
-def test_norms_of_another_formula_and_other_gates_are_left_to_torch(compiled, monkeypatch):
+def test_norms_of_another_formula_and_other_gates_are_left_to_torch(compiled, calls, monkeypatch):
     config = transformers.Gemma3TextConfig(**SIZES, head_dim=8)  # (1 + weight) · x / rms(x), and a tanh gate
     model = tiny(config, transformers.Gemma3ForCausalLM).train()
     model.set_attn_implementation(PACKED)
-    calls: list[str] = []
-    call = Native._call
-    monkeypatch.setattr(Native, "_call", lambda self, name, *given: calls.append(name) or call(self, name, *given))
     monkeypatch.setattr(lean, "native", lambda: compiled)
     with multiplying_in(model, torch.bfloat16):
         example_logps(model, EXAMPLES, packed=True, pad=PAD).sum().backward()

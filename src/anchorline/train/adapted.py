@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from anchorline.train.native import Native, native
-from anchorline.train.steady import sways, tiled
+from anchorline.train.steady import sways, tiled, toward_inputs
 
 
 class _Adapted(torch.autograd.Function):
@@ -48,7 +48,10 @@ class _Adapted(torch.autograd.Function):
         (grad_RO,) = grads
         x_RI, inner_RK, weight_OI, down_KI, up_OK = ctx.saved_tensors
         grad_RK = (grad_RO @ up_OK).mul_(ctx.factor)
-        of_x = (grad_RO @ weight_OI).addmm_(grad_RK, down_KI) if ctx.needs_input_grad[1] else None
+        of_x = None
+        if ctx.needs_input_grad[1]:
+            of_x = toward_inputs(grad_RO, weight_OI)
+            ctx.compiled.linear_backward(grad_RK, down_KI, onto=of_x)
         of_down = ctx.compiled.transposed(grad_RK) @ x_RI
         of_up = (ctx.compiled.transposed(inner_RK) @ grad_RO).mul_(ctx.factor).T
         return None, of_x, None, None, of_down, of_up, None

@@ -27,6 +27,7 @@ from anchorline.train.adapted import adapted_layers
 from anchorline.train.attention import PACKED
 from anchorline.train.lean import computing_again, is_norm
 from anchorline.train.processes import launched
+from anchorline.train.rotation import rotating_once
 from anchorline.train.steady import steady_rows
 
 
@@ -51,6 +52,7 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
             _lend_copies(model, dtype, stack)
             stack.enter_context(computing_again(model, dtype))
             stack.enter_context(adapted_layers(model))
+            stack.enter_context(rotating_once(model))
         # open through the backward: a checkpointed layer is computed again there
         stack.enter_context(steady_rows(model))
         yield

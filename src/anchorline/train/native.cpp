@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #ifdef __AMX_BF16__
@@ -31,8 +30,11 @@ using V = __m512;
 
 constexpr int BLOCK = 64;  // queries, and keys, of a block of scores
 constexpr int LANES = 16;
+constexpr int64_t PANEL = 32;  // outputs of a linear layer that are made together
 constexpr int COLUMNS = BLOCK / LANES;
 constexpr float LOG2E = 1.4426950408889634f;
+
+inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 inline V widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 inline V load(const bf16* p) { return widened(_mm256_loadu_si256((const __m256i*)p)); }
@@ -200,14 +202,44 @@ void write_rows(const float* columns, int64_t wide, const float* factors, bf16* 
     }
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+// What a thread has used and will use again, by powers of two: malloc's lists grow long where sizes are many, and take longer
+// to look through than attention takes to compute.
+struct Shelves {
+  static constexpr int KINDS = 23;  // up to 4 MiB
+  std::vector<void*> kinds[KINDS];
+  ~Shelves() {
+    for (auto& kind : kinds)
+      for (void* p : kind) std::free(p);
+  }
 };
+thread_local Shelves shelves;
+
 template <class T>
-struct Room {
-  std::unique_ptr<T, Free> own;
-  explicit Room(int64_t count) : own((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)) {}
-  operator T*() const { return own.get(); }
+class Room {
+  int kind = 6;  // 64 bytes
+  void* at;
+
+ public:
+  explicit Room(int64_t count) {
+    const int64_t bytes = count * sizeof(T);
+    while (kind < Shelves::KINDS && int64_t(1) << kind < bytes) kind++;
+    if (kind == Shelves::KINDS) {
+      at = std::aligned_alloc(64, up(bytes, 64));
+    } else if (auto& free = shelves.kinds[kind]; free.empty()) {
+      at = std::aligned_alloc(64, int64_t(1) << kind);
+    } else {
+      at = free.back();
+      free.pop_back();
+    }
+  }
+  Room(const Room&) = delete;
+  ~Room() {
+    if (kind == Shelves::KINDS)
+      std::free(at);
+    else
+      shelves.kinds[kind].push_back(at);
+  }
+  operator T*() const { return (T*)at; }
 };
 
 // One causal run of tokens: up to three stretches of a row. Its last `queries` tokens ask, all of it answers.
@@ -244,8 +276,6 @@ struct Shape {
   int64_t window;                                  // 0: none
   float scale;
 };
-
-inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 // A sequence's tokens [from, from + count) as rows of `wide`, filled up with zeros to `rows`.
 void gather(const Heads& x, int64_t head, const Sequence& sequence, int64_t from, int64_t count, const Shape& shape, bf16* out,
@@ -588,59 +618,79 @@ void transposed(const bf16* x, bf16* out, int64_t rows, int64_t columns, int64_t
   }
 }
 
-// out = factor · x · weightᵀ + bias + onto, x [rows, inputs], weight [outputs, inputs]; bias [outputs] and onto, which lies as
-// `out` does, may be null. A row's sums are added up in one order, however many rows there are.
-void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* onto, float factor, bf16* out, int64_t rows,
+// A weight [outputs, inputs], or [inputs, outputs] if `across`, as `linear` reads it: of each panel of outputs
+// [deep / 2][PANEL][2], filled up with zeros.
+void pack(const bf16* weight, bf16* packed, int64_t inputs, int64_t outputs, int64_t across, int threads) {
+  const int64_t deep = up(inputs, 32);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t panel = 0; panel < up(outputs, PANEL) / PANEL; panel++) {
+    bf16* to = packed + panel * PANEL * deep;
+    const int64_t column = panel * PANEL;
+    if (across) {
+      const __mmask32 given = column + PANEL <= outputs ? ~0u : (1u << (outputs - column)) - 1;
+      for (int64_t d = 0; d < deep; d += 2) {
+        alignas(64) bf16 rows[2][PANEL];
+        for (int64_t i = 0; i < 2; i++)
+          _mm512_store_si512(rows[i], d + i < inputs ? _mm512_maskz_loadu_epi16(given, weight + (d + i) * outputs + column)
+                                                     : _mm512_setzero_si512());
+        interleave(rows[0], rows[1], PANEL, to + d * PANEL);
+      }
+      continue;
+    }
+    for (int64_t d = 0; d < deep; d += 32)
+      for (int64_t half = 0; half < PANEL; half += 16) {
+        __m512i r[16];
+        for (int64_t i = 0; i < 16; i++) {
+          const int64_t output = column + half + i;
+          const __mmask32 given = output >= outputs ? 0 : d + 32 <= inputs ? ~0u : (1u << (inputs - d)) - 1;
+          r[i] = _mm512_maskz_loadu_epi16(given, given ? weight + output * inputs + d : weight);
+        }
+        transpose(r);
+        for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(to + d * PANEL + 2 * half + i * 2 * PANEL, r[i]);
+      }
+  }
+}
+
+// out = factor · x · weightᵀ + bias + onto, x [rows, inputs], the weight packed; bias [outputs] and onto, which lies as `out`
+// does, may be null. A row's sums are added up in one order, however many rows there are.
+void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* onto, float factor, bf16* out, int64_t rows,
             int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
-  constexpr int64_t ROWS = 256, PANEL = 32;
+  constexpr int64_t ROWS = 256, SHARES = 4;
   const int64_t deep = up(inputs, 32), panels = up(outputs, PANEL) / PANEL;
-  Room<bf16> paired(panels * PANEL * deep);  // of each panel of outputs, [deep / 2][PANEL][2]
+  const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1);
+  const int64_t groups = std::min(panels, up(SHARES * threads, blocks) / blocks);  // of panels, so that no thread waits long
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++)
-      for (int64_t d = 0; d < deep; d += 32)
-        for (int64_t half = 0; half < PANEL; half += 16) {
-          __m512i r[16];
-          for (int64_t i = 0; i < 16; i++) {
-            const int64_t output = panel * PANEL + half + i;
-            const __mmask32 given = output >= outputs ? 0 : d + 32 <= inputs ? ~0u : (1u << (inputs - d)) - 1;
-            r[i] = _mm512_maskz_loadu_epi16(given, given ? weight + output * inputs + d : weight);
-          }
-          transpose(r);
-          bf16* to = paired + panel * PANEL * deep + d * PANEL + 2 * half;
-          for (int64_t i = 0; i < 16; i++) _mm512_storeu_si512(to + i * 2 * PANEL, r[i]);
-        }
     Room<bf16> filled(ROWS * deep);
     Room<float> sums(ROWS * PANEL);
 #pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < rows; first += ROWS) {
-      const int64_t count = std::min(ROWS, rows - first), whole = up(count, 32);
+    for (int64_t task = 0; task < blocks * groups; task++) {
+      const int64_t first = task / groups * ROWS, group = task % groups, count = std::min(ROWS, rows - first);
       const bf16* from = x + first * stride;
-      int64_t apart = stride;
-      if (inputs != deep || count != whole) {
-        for (int64_t i = 0; i < whole; i++) {
-          const int64_t given = i < count ? inputs : 0;
-          std::memcpy(filled + i * deep, from + i * stride, 2 * given);
-          std::memset(filled + i * deep + given, 0, 2 * (deep - given));
-        }
-        from = filled, apart = deep;
+      // rows that are read where they lie; the others are filled up
+      const int64_t there = inputs == deep ? count / 32 * 32 : 0, more = up(count - there, 32);
+      for (int64_t i = 0; i < more; i++) {
+        const int64_t given = there + i < count ? inputs : 0;
+        std::memcpy(filled + i * deep, from + (there + i) * stride, 2 * given);
+        std::memset(filled + i * deep + given, 0, 2 * (deep - given));
       }
-      for (int64_t panel = 0; panel < panels; panel++) {
-        multiply(from, apart, paired + panel * PANEL * deep, PANEL, sums, PANEL, whole, PANEL, deep, false);
+      for (int64_t panel = panels * group / groups; panel < panels * (group + 1) / groups; panel++) {
+        const bf16* own = packed + panel * PANEL * deep;
+        multiply(from, stride, own, PANEL, sums, PANEL, there, PANEL, deep, false);
+        multiply(filled, deep, own, PANEL, sums + there * PANEL, PANEL, more, PANEL, deep, false);
         const int64_t column = panel * PANEL;
         const __mmask32 given = column + PANEL <= outputs ? ~0u : (1u << (outputs - column)) - 1;
-        V more[2] = {all(0.f), all(0.f)};
+        V added[2] = {all(0.f), all(0.f)};
         if (bias) {
           const __m512i both = _mm512_maskz_loadu_epi16(given, bias + column);
-          more[0] = widened(_mm512_castsi512_si256(both));
-          more[1] = widened(_mm512_extracti64x4_epi64(both, 1));
+          added[0] = widened(_mm512_castsi512_si256(both));
+          added[1] = widened(_mm512_extracti64x4_epi64(both, 1));
         }
         for (int64_t i = 0; i < count; i++) {
           const float* sum = sums + i * PANEL;
-          V left = _mm512_fmadd_ps(_mm512_load_ps(sum), all(factor), more[0]),
-            right = _mm512_fmadd_ps(_mm512_load_ps(sum + LANES), all(factor), more[1]);
+          V left = _mm512_fmadd_ps(_mm512_load_ps(sum), all(factor), added[0]),
+            right = _mm512_fmadd_ps(_mm512_load_ps(sum + LANES), all(factor), added[1]);
           if (onto) {
             const __m512i under = _mm512_maskz_loadu_epi16(given, onto + (first + i) * out_stride + column);
             left = _mm512_add_ps(left, widened(_mm512_castsi512_si256(under)));
@@ -658,6 +708,27 @@ void linear(const bf16* x, const bf16* weight, const bf16* bias, const bf16* ont
       _mm_sfence();  // other threads read what went past the caches
     }
   }
+}
+
+// Of each head's width the halves (a, b): out = (a cos − b sin, b cos + a sin), cos and sin [tokens, width]; with `back` the
+// gradient (a cos + b sin, b cos − a sin), each with the factors that its half met. Half a width is a multiple of 16.
+void rotate(Heads x, const float* cos, const float* sin, Heads out, int64_t heads, int64_t tokens, int64_t width, int64_t back,
+            int threads) {
+  const int64_t half = width / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t token = 0; token < tokens; token++)
+    for (int64_t head = 0; head < heads; head++) {
+      const bf16* from = x.row(head, token);
+      bf16* to = out.row(head, token);
+      for (int64_t d = 0; d < half; d += LANES) {
+        const float *c = cos + token * width + d, *s = sin + token * width + d;
+        const V a = load(from + d), b = load(from + half + d);
+        const V of_a = back ? load(s + half) : _mm512_sub_ps(all(0.f), load(s));
+        const V of_b = back ? _mm512_sub_ps(all(0.f), load(s)) : load(s + half);
+        store(to + d, _mm512_fmadd_ps(b, of_a, _mm512_mul_ps(a, load(c))));
+        store(to + half + d, _mm512_fmadd_ps(a, of_b, _mm512_mul_ps(b, load(c + half))));
+      }
+    }
 }
 
 // out = gate's silu times up, each rounded as torch does; n numbers, a multiple of 16.

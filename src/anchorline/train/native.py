@@ -16,6 +16,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +32,11 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "
 LANES = 16
 """Numbers of a vector: widths of norms and sizes of gates are multiples of it."""
 WIDE = 32
-"""Heads are filled up to a multiple of this width."""
+"""Heads, and the inputs of linear layers, are filled up to a multiple of this width."""
+PANEL = 32
+"""And the outputs of linear layers to a multiple of this."""
+KEPT = "_anchorline_packed"
+"""The attribute under which a weight that does not change has its packed copies: by rows, across."""
 
 
 class _Heads(ctypes.Structure):
@@ -128,12 +134,48 @@ class Native:
     ) -> BFloat16[Tensor, "rows outputs"]:
         """Factor · x @ weightᵀ + bias + onto; the sums of a row do not hang on how many rows there are."""
         out = x.new_empty((len(x), len(weight))) if out is None else out
+        return self._product(x, weight, bias, onto, factor, out, across=False)
+
+    def linear_backward(
+        self,
+        grad: BFloat16[Tensor, "rows outputs"],
+        weight: BFloat16[Tensor, "outputs inputs"],
+        *,
+        onto: BFloat16[Tensor, "rows inputs"] | None = None,
+    ) -> BFloat16[Tensor, "rows inputs"]:
+        """Grad @ weight + onto, which may be written over: the gradient in what a linear layer was given."""
+        out = grad.new_empty((len(grad), weight.shape[1])) if onto is None else onto
+        return self._product(grad, weight, None, onto, 1.0, out, across=True)
+
+    def _product(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        onto: Tensor | None,
+        factor: float,
+        out: Tensor,
+        *,
+        across: bool,
+    ) -> Tensor:
         assert onto is None or onto.stride() == out.stride()
         x = x if x.stride(1) == 1 else x.contiguous()
-        sizes = (len(x), x.shape[1], len(weight), x.stride(0), out.stride(0))
-        given = (x, weight.contiguous(), bias, onto, ctypes.c_float(factor), out)
+        sizes = (len(x), x.shape[1], out.shape[1], x.stride(0), out.stride(0))
+        given = (x, self._packed(weight, across=across), bias, onto, ctypes.c_float(factor), out)
         self._call("linear", *given, *map(ctypes.c_int64, sizes))
         return out
+
+    def _packed(self, weight: Tensor, *, across: bool) -> Tensor:
+        """The weight as `linear` reads it; kept beside it where it is known not to change (`unchanging`)."""
+        kept = vars(weight).get(KEPT, {})
+        if across in kept:
+            return kept[across]
+        outputs, inputs = reversed(weight.shape) if across else weight.shape
+        packed = weight.new_empty((outputs + -outputs % PANEL) * (inputs + -inputs % WIDE))
+        self._call("pack", weight.contiguous(), packed, *map(ctypes.c_int64, (inputs, outputs, across)))
+        if KEPT in vars(weight):
+            kept[across] = packed
+        return packed
 
     def transposed(self, x: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "columns rows"]:
         """A copy of xᵀ.
@@ -145,6 +187,25 @@ class Native:
         out = x.new_empty((columns, rows))
         x = x if x.stride(1) == 1 else x.contiguous()
         self._call("transposed", x, out, *map(ctypes.c_int64, (rows, columns, x.stride(0), out.stride(0))))
+        return out
+
+    def rotated(
+        self,
+        x: BFloat16[Tensor, "heads tokens width"],
+        cos: Float[Tensor, "tokens width"],
+        sin: Float[Tensor, "tokens width"],
+        *,
+        back: bool = False,
+    ) -> BFloat16[Tensor, "heads tokens width"]:
+        """Rotary embedding by halves: (a, b) · cos + (−b, a) · sin; with `back`, the gradient that it takes `x` to.
+
+        `cos`, `sin`: float32, contiguous. Half a width is a multiple of `LANES`.
+        """
+        x = x if x.stride(2) == 1 else x.contiguous()
+        heads, tokens, width = x.shape
+        out = x.new_empty(tokens, heads, width).transpose(0, 1)
+        sizes = map(ctypes.c_int64, (heads, tokens, width, back))
+        self._call("rotate", _Heads.of(x), cos, sin, _Heads.of(out), *sizes)
         return out
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -189,6 +250,19 @@ class Native:
     def _call(self, name: str, *arguments: Tensor | ctypes.Structure | ctypes.c_int64 | ctypes.c_float | None) -> None:
         given = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
         getattr(self._library, name)(*given, ctypes.c_int(torch.get_num_threads()))
+
+
+@contextmanager
+def unchanging(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, these weights keep what `linear` makes of them: nothing may change them."""
+    taken = [weight for weight in weights if KEPT not in vars(weight)]
+    try:
+        for weight in taken:
+            setattr(weight, KEPT, {})
+        yield
+    finally:
+        for weight in taken:
+            delattr(weight, KEPT)
 
 
 @cache

@@ -28,6 +28,7 @@ from anchorline.train.config import TrainSettings
 from anchorline.train.footprint import Footprint, line, measure_row
 from anchorline.train.head import CHUNK
 from anchorline.train.layout import pack
+from anchorline.train.native import native
 from anchorline.train.retain import Retained, tokenise_retained
 from anchorline.train.run import load_policy, with_adapter
 from anchorline.train.tokenise import Example, Template, encode, needs_mismatched, tokenise, with_mismatched
@@ -238,14 +239,17 @@ def memory(
 ) -> dict[str, Any]:
     """The most memory that training holds, in GiB, as a sum of parts.
 
-    process (as it is now, and the libraries to come) + weights (with their copies in half precision) + gradients and
-    Adam's two moments of what trains + `HELD` times: what the longest row keeps for its backward (fixed + tokens x slope,
-    as measured; with checkpointing one layer of it, and each layer's input), the chunk of logits three times over (as
-    product, in float32, as probabilities), and the gradients that run through one layer.
+    process (as it is now, and the libraries to come) + weights (with their copies in half precision, and those of
+    frozen matrices that native.cpp reads) + gradients and Adam's two moments of what trains + `HELD` times: what the
+    longest row keeps for its backward (fixed + tokens x slope, as measured; with checkpointing one layer of it, and each
+    layer's input), the chunk of logits three times over (as product, in float32, as probabilities), and the gradients
+    that run through one layer.
     """
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     if dtype != torch.float32:
         weights += sum(p.numel() * dtype.itemsize for p in policy.parameters() if p.dtype == torch.float32)
+    if dtype == torch.bfloat16 and native() is not None:
+        weights += sum(p.nbytes for p in policy.parameters() if p.ndim == 2 and not p.requires_grad)
     trained = [p for p in policy.parameters() if p.requires_grad]
     states = sum(p.numel() * p.element_size() * 3 for p in trained)
     fixed, slope = line([(m.tokens, m.saved_bytes) for m in measured])

@@ -40,7 +40,7 @@ from anchorline.train.config import AUTO, LoraSettings, TrainSettings
 from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
 from anchorline.train.gate import Start, check_start
-from anchorline.train.native import native
+from anchorline.train.native import native, unchanging
 from anchorline.train.processes import joined, led, rank
 from anchorline.train.records import Recorder
 from anchorline.train.reference import reference_folder, reference_key, reference_logps
@@ -150,7 +150,7 @@ def _train(
     pad = loaded.tokenizer.pad_token_id
     assert isinstance(pad, int)
 
-    with quiet(), autocast(loaded):
+    with quiet(), autocast(loaded), unchanging(loaded.model.parameters()):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
         cache = reference_folder(settings.reference_cache)

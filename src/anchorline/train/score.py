@@ -26,6 +26,7 @@ from anchorline.train.config import TrainSettings
 from anchorline.train.diagnostics import diagnose, step_metrics
 from anchorline.train.forward import by_branch, example_token_logps, response_sums
 from anchorline.train.layout import cut
+from anchorline.train.native import unchanging
 from anchorline.train.records import Record, Recorder
 from anchorline.train.tokenise import Example, Template, needs_mismatched, response_key, tokenise, with_mismatched
 from anchorline.train.trainer import batch_logps, batch_losses
@@ -117,6 +118,7 @@ def _lent(models: _Models) -> ExitStack:
     stack = ExitStack()
     for network in {id(m): m for m in (models.policy.model, models.reference) if m is not None}.values():
         stack.enter_context(multiplying_in(network, torch_dtype(models.policy.device)))
+        stack.enter_context(unchanging(network.parameters()))
     return stack
 
 

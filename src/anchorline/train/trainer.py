@@ -32,6 +32,7 @@ from anchorline.train.checkpoints import written_aside
 from anchorline.train.config import RetainSettings, TrainSettings
 from anchorline.train.diagnostics import mean, step_metrics
 from anchorline.train.forward import by_branch, example_token_logps, response_sums
+from anchorline.train.native import unchanging
 from anchorline.train.processes import count, gathered, rank
 from anchorline.train.profile import ProfileSteps
 from anchorline.train.records import BatchLogps, Record, Recorder
@@ -155,6 +156,11 @@ class AnchoredTrainer(Trainer):
     @property
     def _data_seed(self) -> int:
         return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        """As transformers' own, while frozen weights stand still."""
+        with unchanging(p for p in self.model.parameters() if not p.requires_grad):
+            return super().train(*given, **named)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
