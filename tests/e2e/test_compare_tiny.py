@@ -244,7 +244,8 @@ def test_who_only_waits_for_other_processes_stops_in_time(
         ("compare.sets=[clair,off_policy]", "compare.others"),
         ("compare.retain_weights=[0,1]", "retain.prompts"),
         ("prompts.general=null", "prompts.general"),
-        ("style=null", "needs `model`, `style` and `prompts`"),
+        ("style=null", "needs `model`, `style` and `prompts.train`"),
+        ("prompts.train=null", "needs `model`, `style` and `prompts.train`"),
     ],
 )
 def test_what_is_lacking_is_said_before_anything_is_run(tmp_path: Path, place: Path, change: str, says: str) -> None:

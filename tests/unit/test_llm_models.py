@@ -54,6 +54,7 @@ def test_an_adapter_is_loaded_on_the_base_that_it_names(folder, adapter):
         with made.model.disable_adapter():
             assert torch.equal(made.model(tokens).logits, load(str(folder), dtype="float32").model(tokens).logits)
     assert not torch.allclose(adapted, tiny()(tokens).logits)
+    assert {p.dtype for p in load(str(adapter), dtype="bfloat16").model.parameters()} == {torch.bfloat16}
 
 
 def test_the_head_reads_one_block_of_memory(adapter):

@@ -83,6 +83,14 @@ def test_every_format_of_pairs_gives_the_same_pairs(model: Path, tmp_path: Path,
     assert read_json(tmp_path / "out" / "measure.json")["pairs"] == 4
 
 
+def test_prompts_to_measure_on_need_no_prompts_to_train_on(model: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "p.jsonl", [pair(thing, "plain") for thing in THINGS])
+    write_rows(tmp_path / "g.jsonl", [{"id": "g1", "prompt": "What is a knot?"}])
+    overrides = [f"model={model}", f"prompts.general={tmp_path / 'g.jsonl'}"]
+    run(recipe_of_data("pairs.file", str(tmp_path / "p.jsonl"), overrides), tmp_path / "out", upto="measure")
+    assert [row["id"] for row in rows(tmp_path / "out" / "evals" / "general-prompts.jsonl")] == ["g1"]
+
+
 @pytest.mark.parametrize("layout", ["plain", "conversational", "whole conversations"])
 def test_every_layout_of_pairs_is_trained_on(model: Path, tmp_path: Path, layout: str) -> None:
     write_rows(tmp_path / "p.jsonl", [pair(thing, layout) for thing in THINGS])

@@ -106,7 +106,8 @@ def load(model: str, *, dtype: DtypeName = "auto") -> Loaded:
             if base:
                 from peft import PeftModel
 
-                network = PeftModel.from_pretrained(network, str(path))
+                # in one format: PEFT would keep the adapter in float32, and every layer would turn states to and fro
+                network = PeftModel.from_pretrained(network, str(path)).to(torch_dtype(device))
         except ModelError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

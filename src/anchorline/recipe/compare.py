@@ -131,9 +131,9 @@ def _cells(
 
 def _checked(recipe: Recipe) -> CompareSettings:
     grid = recipe.compare or CompareSettings()
-    if recipe.style is None or recipe.prompts is None or recipe.model is None:
+    if recipe.style is None or recipe.prompts is None or recipe.prompts.train is None or recipe.model is None:
         raise RecipeError(
-            "`compare` needs `model`, `style` and `prompts`: it makes the sets itself and checks answers by rules"
+            "`compare` needs `model`, `style` and `prompts.train`: it makes the sets itself and checks answers by rules"
         )
     if recipe.prompts.general is None:
         raise RecipeError("`compare` holds gain against drift; name prompts to measure it on, in `prompts.general`")

@@ -37,8 +37,8 @@ class Prompts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: str
-    """Prompts whose answers become pairs."""
+    train: str | None = None
+    """Prompts whose answers become pairs; not needed where answers or pairs are given."""
     heldout: str | float = 0.2
     """Prompts that evaluation uses: a file, or the share of `train` that is held out."""
     general: str | None = None

@@ -232,9 +232,10 @@ def wanted_stages(recipe: Recipe, upto: str) -> list[Stage]:
         if stage.wanted(recipe) and (stage.name == upto or needed & set(stage.outputs)):
             wanted.insert(0, stage)
             needed |= {*stage.inputs, *stage.after}
-    if any(stage.name == "prompts" for stage in wanted) and recipe.prompts is None:
+    if any(stage.name == "prompts" for stage in wanted) and (recipe.prompts is None or recipe.prompts.train is None):
+        lacking = "prompts" if recipe.prompts is None else "prompts.train"
         raise RecipeError(
-            "the recipe has neither `prompts` (to sample answers for) nor `pairs.answers` nor `pairs.file`; give one of them"
+            f"the recipe has neither `{lacking}` (to sample answers for) nor `pairs.answers` nor `pairs.file`; give one of them"
         )
     return wanted
 
