@@ -46,7 +46,7 @@ def rotating_once(model: torch.nn.Module) -> Iterator[None]:
     """Inside, rotations of the usual kind are one pass; the backward has to be inside as well."""
     with ExitStack() as stack:
         for module in {type(part).__module__ for part in model.modules()}:
-            names = vars(sys.modules[module])
+            names = vars(sys.modules[module]) if module in sys.modules else {}
             found = [getattr(names.get(name), "__code__", None) for name in (NAME, "rotate_half")]
             if native() is not None and tuple(code and code.co_code for code in found) == USUAL:
                 before = names[NAME]
