@@ -187,7 +187,9 @@ MISTAKES = [
     ),
     # prompts
     Mistake("no prompts", recipe(prompts=None), ("`prompts`", "`pairs.file`", "give one of them")),
-    Mistake("no prompts to train on", recipe(prompts__train=None), ("`prompts.train`", "`pairs.file`", "give one of them")),
+    Mistake(
+        "no prompts to train on", recipe(prompts__train=None), ("`prompts.train`", "`pairs.file`", "give one of them")
+    ),
     Mistake("prompts missing", lambda: Path("r/train.jsonl").unlink(), ("train.jsonl", "no such file", ".jsonl")),
     Mistake("held-out prompts missing", recipe(prompts__heldout="h.jsonl"), ("r/h.jsonl", "no such file")),
     Mistake("general prompts missing", recipe(prompts__general="g.jsonl"), ("r/g.jsonl", "no such file")),

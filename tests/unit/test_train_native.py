@@ -178,11 +178,15 @@ def test_a_linear_layer_and_a_transposition_are_torchs(compiled, rows, inputs, o
     wide = torch.full((rows, outputs + 5), 7.0).bfloat16()
     compiled.linear(draw(rows, inputs + 3)[:, :inputs], weight, bias, out=wide[:, :outputs])
     assert bool((wide[:, outputs:] == 7).all()), "nothing beside is written"
-    grad, under = draw(rows, outputs, seed=3), draw(rows, inputs, seed=4)
+    y, other = draw(rows, 5, seed=3), draw(outputs, 5, seed=4)
+    for factor in (1.0, 0.3):
+        found = compiled.linear(x, weight, bias, beside=(y, other), factor=factor)
+        assert off(found, truth + factor * (y.double() @ other.double().T)) < FORMAT
+    grad, down = draw(rows, outputs, seed=5), draw(5, inputs, seed=6)
     truth = grad.double() @ weight.double()
     found = compiled.linear_backward(grad, weight)
     assert off(found, truth) < FORMAT and torch.equal(compiled.linear_backward(grad[-3:], weight), found[-3:])
-    assert off(compiled.linear_backward(grad, weight, onto=under.clone()), truth + under.double()) < 2 * FORMAT
+    assert off(compiled.linear_backward(grad, weight, beside=(y, down)), truth + y.double() @ down.double()) < FORMAT
     assert torch.equal(compiled.transposed(x), x.T) and compiled.transposed(x).is_contiguous()
     assert torch.equal(compiled.transposed(draw(inputs, rows).T), draw(inputs, rows).T.T)
 
@@ -202,6 +206,18 @@ def test_a_weight_that_does_not_change_is_packed_once(compiled, calls):
         assert all(torch.equal(compiled.linear(x, other), truth[1]) for _ in range(2)) and calls.count("pack") == 4
     weight.mul_(2)
     assert torch.equal(compiled.linear(x, weight), truth[0] * 2), "outside nothing is kept"
+
+
+@pytest.mark.parametrize(("rows", "m", "n"), [(700, 16, 576), (1, 3, 1), (64, 40, 33), (65, 32, 64), (0, 4, 8)])
+def test_a_thin_weights_gradient_is_torchs(compiled, threads, rows, m, n):
+    a, b = draw(rows, m + 1)[:, :m], draw(rows, n, seed=1)
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(compiled.crossed(a, b, 0.3))
+    assert torch.equal(*found) and found[0].shape == (m, n)
+    truth = 0.3 * a.double().T @ b.double()
+    assert float((found[0].double() - truth).norm()) <= FORMAT * float(truth.norm())
 
 
 @pytest.mark.parametrize("threads_", [1, 2, 3])

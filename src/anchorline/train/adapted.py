@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from anchorline.train.native import Native, native
-from anchorline.train.steady import sways, tiled, toward_inputs
+from anchorline.train.steady import sways, toward_inputs
 
 
 class _Adapted(torch.autograd.Function):
@@ -38,22 +38,21 @@ class _Adapted(torch.autograd.Function):
         up_OK: Tensor,
         factor: float,
     ) -> Tensor:
-        base_RO, inner_RK = _product(x_RI, weight_OI, bias_O), _product(x_RI, down_KI)
+        inner_RK = compiled.linear(x_RI, down_KI)
         ctx.save_for_backward(x_RI, inner_RK, weight_OI, down_KI, up_OK)
         ctx.compiled, ctx.factor = compiled, factor
-        return compiled.linear(inner_RK, up_OK, onto=base_RO, factor=factor)
+        if sways(weight_OI, weight_OI.dtype):
+            return compiled.linear(x_RI, weight_OI, bias_O, beside=(inner_RK, up_OK), factor=factor)
+        return linear(x_RI, weight_OI, bias_O).addmm_(inner_RK, up_OK.T, alpha=factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_RO,) = grads
         x_RI, inner_RK, weight_OI, down_KI, up_OK = ctx.saved_tensors
         grad_RK = (grad_RO @ up_OK).mul_(ctx.factor)
-        of_x = None
-        if ctx.needs_input_grad[1]:
-            of_x = toward_inputs(grad_RO, weight_OI)
-            ctx.compiled.linear_backward(grad_RK, down_KI, onto=of_x)
-        of_down = ctx.compiled.transposed(grad_RK) @ x_RI
-        of_up = (ctx.compiled.transposed(inner_RK) @ grad_RO).mul_(ctx.factor).T
+        of_x = toward_inputs(grad_RO, weight_OI, beside=(grad_RK, down_KI)) if ctx.needs_input_grad[1] else None
+        of_down = ctx.compiled.crossed(grad_RK, x_RI)
+        of_up = ctx.compiled.crossed(inner_RK, grad_RO, ctx.factor).T
         return None, of_x, None, None, of_down, of_up, None
 
 
@@ -94,7 +93,3 @@ def _plain(module: Any, name: str) -> bool:
         and type(module.get_base_layer()) is torch.nn.Linear
         and (module.get_base_layer().bias is None or not module.get_base_layer().bias.requires_grad)
     )
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return tiled(x, weight, bias) if sways(weight, weight.dtype) else linear(x, weight, bias)

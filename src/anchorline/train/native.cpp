@@ -184,6 +184,23 @@ inline void interleave(const bf16* one, const bf16* two, int width, bf16* out) {
   }
 }
 
+// The same of 32 numbers, or as many as are given; a row that is not there is zeros.
+inline void interleave(const bf16* one, const bf16* two, __mmask32 given, bf16* out) {
+  const __m512i a = one ? _mm512_maskz_loadu_epi16(given, one) : _mm512_setzero_si512();
+  const __m512i b = two ? _mm512_maskz_loadu_epi16(given, two) : _mm512_setzero_si512();
+  for (int half = 0; half < 2; half++) {
+    const __m256i low = half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a);
+    const __m256i high = half ? _mm512_extracti64x4_epi64(b, 1) : _mm512_castsi512_si256(b);
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+    _mm512_storeu_si512(out + 32 * half, _mm512_or_si512(_mm512_cvtepu16_epi32(low), wide));
+  }
+}
+
+// The columns of a panel that are there.
+inline __mmask32 within(int64_t column, int64_t columns) {
+  return column + PANEL <= columns ? ~0u : (1u << (columns - column)) - 1;
+}
+
 // Rows [rows, width], rows even, to pairs of rows: [rows / 2][width][2].
 void paired(const bf16* rows, int count, int width, bf16* out) {
   for (int i = 0; i < count; i += 2) interleave(rows + i * width, rows + (i + 1) * width, width, out + i * width);
@@ -627,13 +644,9 @@ void pack(const bf16* weight, bf16* packed, int64_t inputs, int64_t outputs, int
     bf16* to = packed + panel * PANEL * deep;
     const int64_t column = panel * PANEL;
     if (across) {
-      const __mmask32 given = column + PANEL <= outputs ? ~0u : (1u << (outputs - column)) - 1;
       for (int64_t d = 0; d < deep; d += 2) {
-        alignas(64) bf16 rows[2][PANEL];
-        for (int64_t i = 0; i < 2; i++)
-          _mm512_store_si512(rows[i], d + i < inputs ? _mm512_maskz_loadu_epi16(given, weight + (d + i) * outputs + column)
-                                                     : _mm512_setzero_si512());
-        interleave(rows[0], rows[1], PANEL, to + d * PANEL);
+        const bf16 *row = weight + d * outputs + column, *next = d + 1 < inputs ? row + outputs : nullptr;
+        interleave(d < inputs ? row : nullptr, next, within(column, outputs), to + d * PANEL);
       }
       continue;
     }
@@ -651,36 +664,48 @@ void pack(const bf16* weight, bf16* packed, int64_t inputs, int64_t outputs, int
   }
 }
 
-// out = factor · x · weightᵀ + bias + onto, x [rows, inputs], the weight packed; bias [outputs] and onto, which lies as `out`
-// does, may be null. A row's sums are added up in one order, however many rows there are.
-void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* onto, float factor, bf16* out, int64_t rows,
-            int64_t inputs, int64_t outputs, int64_t stride, int64_t out_stride, int threads) {
+// out = x · weightᵀ + factor · y · otherᵀ + bias, x [rows, inputs], y [rows, more], both weights packed; y and bias [outputs] may
+// be null. A row's sums are added up in one order, however many rows there are.
+void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* y, const bf16* other, float factor, bf16* out,
+            int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int64_t out_stride,
+            int threads) {
   constexpr int64_t ROWS = 256, SHARES = 4;
-  const int64_t deep = up(inputs, 32), panels = up(outputs, PANEL) / PANEL;
+  const int64_t deep = up(inputs, 32), thin = up(more, 32), panels = up(outputs, PANEL) / PANEL;
   const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1);
   const int64_t groups = std::min(panels, up(SHARES * threads, blocks) / blocks);  // of panels, so that no thread waits long
+  // rows [from, count) of x, filled up with zeros to whole tiles
+  const auto fill = [](const bf16* x, int64_t stride, int64_t from, int64_t count, int64_t width, int64_t wide, bf16* to) {
+    for (int64_t i = from; i < up(count, 32); i++, to += wide) {
+      const int64_t given = i < count ? width : 0;
+      std::memcpy(to, x + i * stride, 2 * given);
+      std::memset(to + given, 0, 2 * (wide - given));
+    }
+  };
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
-    Room<bf16> filled(ROWS * deep);
+    Room<bf16> filled(ROWS * deep), beside(ROWS * thin);
     Room<float> sums(ROWS * PANEL);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * groups; task++) {
       const int64_t first = task / groups * ROWS, group = task % groups, count = std::min(ROWS, rows - first);
       const bf16* from = x + first * stride;
-      // rows that are read where they lie; the others are filled up
-      const int64_t there = inputs == deep ? count / 32 * 32 : 0, more = up(count - there, 32);
-      for (int64_t i = 0; i < more; i++) {
-        const int64_t given = there + i < count ? inputs : 0;
-        std::memcpy(filled + i * deep, from + (there + i) * stride, 2 * given);
-        std::memset(filled + i * deep + given, 0, 2 * (deep - given));
-      }
+      // rows that are read where they lie, and those that are filled up
+      const int64_t there = inputs == deep ? count / 32 * 32 : 0, left = up(count, 32) - there;
+      fill(from, stride, there, count, inputs, deep, filled);
+      if (y) fill(y + first * y_stride, y_stride, 0, count, more, thin, beside);
       for (int64_t panel = panels * group / groups; panel < panels * (group + 1) / groups; panel++) {
         const bf16* own = packed + panel * PANEL * deep;
-        multiply(from, stride, own, PANEL, sums, PANEL, there, PANEL, deep, false);
-        multiply(filled, deep, own, PANEL, sums + there * PANEL, PANEL, more, PANEL, deep, false);
+        if (y) {
+          multiply(beside, thin, other + panel * PANEL * thin, PANEL, sums, PANEL, there + left, PANEL, thin, false);
+          if (factor != 1)
+            for (int64_t i = 0; i < count * PANEL; i += LANES)
+              _mm512_store_ps(sums + i, _mm512_mul_ps(_mm512_load_ps(sums + i), all(factor)));
+        }
+        multiply(from, stride, own, PANEL, sums, PANEL, there, PANEL, deep, y != nullptr);
+        multiply(filled, deep, own, PANEL, sums + there * PANEL, PANEL, left, PANEL, deep, y != nullptr);
         const int64_t column = panel * PANEL;
-        const __mmask32 given = column + PANEL <= outputs ? ~0u : (1u << (outputs - column)) - 1;
+        const __mmask32 given = within(column, outputs);
         V added[2] = {all(0.f), all(0.f)};
         if (bias) {
           const __m512i both = _mm512_maskz_loadu_epi16(given, bias + column);
@@ -689,15 +714,9 @@ void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* ont
         }
         for (int64_t i = 0; i < count; i++) {
           const float* sum = sums + i * PANEL;
-          V left = _mm512_fmadd_ps(_mm512_load_ps(sum), all(factor), added[0]),
-            right = _mm512_fmadd_ps(_mm512_load_ps(sum + LANES), all(factor), added[1]);
-          if (onto) {
-            const __m512i under = _mm512_maskz_loadu_epi16(given, onto + (first + i) * out_stride + column);
-            left = _mm512_add_ps(left, widened(_mm512_castsi512_si256(under)));
-            right = _mm512_add_ps(right, widened(_mm512_extracti64x4_epi64(under, 1)));
-          }
           bf16* to = out + (first + i) * out_stride + column;
-          const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(right, left);
+          const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_load_ps(sum + LANES), added[1]),
+                                                            _mm512_add_ps(_mm512_load_ps(sum), added[0]));
           if (given == ~0u && (uintptr_t)to % 64 == 0) {
             _mm512_stream_si512((__m512i*)to, made);  // past the caches, which would read the line first
           } else {
@@ -706,6 +725,43 @@ void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* ont
         }
       }
       _mm_sfence();  // other threads read what went past the caches
+    }
+  }
+}
+
+// out = factor · aᵀ · b, a [rows, m], b [rows, n]: the gradient of a thin weight.
+void crossed(const bf16* a, const bf16* b, float factor, bf16* out, int64_t rows, int64_t m, int64_t n, int64_t a_stride,
+             int64_t b_stride, int threads) {
+  constexpr int64_t DEEP = 64;
+  const int64_t high = up(m, 32), deep = up(std::max<int64_t>(rows, 1), DEEP);
+  Room<bf16> across(high * deep);
+  std::memset(across, 0, high * deep * 2);
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+    Room<bf16> pairs(DEEP * PANEL);
+    Room<float> sums(high * PANEL);
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < rows; first += 32)
+      for (int64_t c = 0; c < m; c += 32)
+        transpose_block(a + first * a_stride + c, a_stride, std::min<int64_t>(32, rows - first), std::min<int64_t>(32, m - c),
+                        across + c * deep + first, deep);
+#pragma omp for schedule(static)
+    for (int64_t column = 0; column < n; column += PANEL) {
+      const __mmask32 given = within(column, n);
+      for (int64_t first = 0; first < deep; first += DEEP) {
+        for (int64_t i = first; i < first + DEEP; i += 2) {
+          const bf16* row = b + i * b_stride + column;
+          interleave(i < rows ? row : nullptr, i + 1 < rows ? row + b_stride : nullptr, given, pairs + (i - first) * PANEL);
+        }
+        multiply(across + first, deep, pairs, PANEL, sums, PANEL, high, PANEL, DEEP, first > 0);
+      }
+      for (int64_t i = 0; i < m; i++) {
+        const float* sum = sums + i * PANEL;
+        const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sum + LANES), all(factor)),
+                                                          _mm512_mul_ps(_mm512_load_ps(sum), all(factor)));
+        _mm512_mask_storeu_epi16(out + i * n + column, given, made);
+      }
     }
   }
 }

@@ -68,6 +68,7 @@ class Native:
         self._library = library
         self.name = name
         """What decides how results are rounded: the instructions, and which build of the source."""
+        self.tiles = name.startswith("AMX")
 
     def attention(
         self,
@@ -128,41 +129,54 @@ class Native:
         weight: BFloat16[Tensor, "outputs inputs"],
         bias: BFloat16[Tensor, " outputs"] | None = None,
         *,
-        onto: BFloat16[Tensor, "rows outputs"] | None = None,
+        beside: tuple[Tensor, Tensor] | None = None,
         factor: float = 1.0,
         out: BFloat16[Tensor, "rows outputs"] | None = None,
     ) -> BFloat16[Tensor, "rows outputs"]:
-        """Factor · x @ weightᵀ + bias + onto; the sums of a row do not hang on how many rows there are."""
+        """X @ weightᵀ + factor · y @ otherᵀ + bias, `beside` being (y, other), [rows, more] and [outputs, more].
+
+        The sums of a row do not hang on how many rows there are.
+        """
         out = x.new_empty((len(x), len(weight))) if out is None else out
-        return self._product(x, weight, bias, onto, factor, out, across=False)
+        return self._product(x, weight, bias, beside, factor, out, across=False)
 
     def linear_backward(
         self,
         grad: BFloat16[Tensor, "rows outputs"],
         weight: BFloat16[Tensor, "outputs inputs"],
         *,
-        onto: BFloat16[Tensor, "rows inputs"] | None = None,
+        beside: tuple[Tensor, Tensor] | None = None,
     ) -> BFloat16[Tensor, "rows inputs"]:
-        """Grad @ weight + onto, which may be written over: the gradient in what a linear layer was given."""
-        out = grad.new_empty((len(grad), weight.shape[1])) if onto is None else onto
-        return self._product(grad, weight, None, onto, 1.0, out, across=True)
+        """Grad @ weight + y @ other, `beside` being (y, other): the gradient in what a linear layer was given."""
+        return self._product(grad, weight, None, beside, 1.0, grad.new_empty((len(grad), weight.shape[1])), across=True)
 
     def _product(
         self,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        onto: Tensor | None,
+        beside: tuple[Tensor, Tensor] | None,
         factor: float,
         out: Tensor,
         *,
         across: bool,
     ) -> Tensor:
-        assert onto is None or onto.stride() == out.stride()
-        x = x if x.stride(1) == 1 else x.contiguous()
-        sizes = (len(x), x.shape[1], out.shape[1], x.stride(0), out.stride(0))
-        given = (x, self._packed(weight, across=across), bias, onto, ctypes.c_float(factor), out)
+        x = _rows(x)
+        y, other = (None, None) if beside is None else (_rows(beside[0]), self._packed(beside[1], across=across))
+        thin = (0, 0) if y is None else (y.shape[1], y.stride(0))
+        given = (x, self._packed(weight, across=across), bias, y, other, ctypes.c_float(factor), out)
+        sizes = (len(x), x.shape[1], out.shape[1], x.stride(0), *thin, out.stride(0))
         self._call("linear", *given, *map(ctypes.c_int64, sizes))
+        return out
+
+    def crossed(
+        self, a: BFloat16[Tensor, "rows m"], b: BFloat16[Tensor, "rows n"], factor: float = 1.0
+    ) -> BFloat16[Tensor, "m n"]:
+        """Factor · aᵀ @ b, where m is small: the gradient of a thin weight."""
+        a, b = _rows(a), _rows(b)
+        out = a.new_empty((a.shape[1], b.shape[1]))
+        sizes = (len(a), a.shape[1], b.shape[1], a.stride(0), b.stride(0))
+        self._call("crossed", a, b, ctypes.c_float(factor), out, *map(ctypes.c_int64, sizes))
         return out
 
     def _packed(self, weight: Tensor, *, across: bool) -> Tensor:
@@ -185,7 +199,7 @@ class Native:
         """
         rows, columns = x.shape
         out = x.new_empty((columns, rows))
-        x = x if x.stride(1) == 1 else x.contiguous()
+        x = _rows(x)
         self._call("transposed", x, out, *map(ctypes.c_int64, (rows, columns, x.stride(0), out.stride(0))))
         return out
 
@@ -295,6 +309,11 @@ def _compiled(compiler: list[str]) -> Path:
         command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         subprocess.run(command, capture_output=True, check=True, timeout=300)  # noqa: S603
         return made.replace(folder / f"{made_from}-{_digest(made.read_bytes())}.so")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The same, with rows in one piece."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _wide(dtype: torch.dtype) -> ctypes.c_int64:

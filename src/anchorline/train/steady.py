@@ -29,7 +29,7 @@ TILE = 256
 SIZES = (3072, 2048, 1536, 1024, 768, 512, 300, 200, 120, 64, 30, 8)
 """Numbers of rows that are tried out, as far as the product takes `MOST` bytes."""
 MANY = 1024
-"""Rows with which torch's products in the backward are as fast as native.cpp's: with 600 they take 1.4 times as long."""
+"""Rows with which torch's products in the backward are as fast as native.cpp's tiles: with 600 they take 1.4 times as long."""
 MOST = 200_000_000
 
 
@@ -76,11 +76,20 @@ def tiled(
 
 
 def toward_inputs(
-    grad_RO: Float[Tensor, "rows outputs"], weight_OI: Float[Tensor, "outputs inputs"]
+    grad_RO: Float[Tensor, "rows outputs"],
+    weight_OI: Float[Tensor, "outputs inputs"],
+    *,
+    beside: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "rows inputs"]:
-    """Grad @ weight, the gradient in what a linear layer was given: by native.cpp, or by torch where rows are many."""
+    """Grad @ weight, the gradient in what a linear layer was given; `beside`, two factors whose product is added.
+
+    By native.cpp, or by torch where rows are many.
+    """
     compiled = native() if grad_RO.dtype == torch.bfloat16 and len(grad_RO) < MANY else None
-    return grad_RO @ weight_OI if compiled is None else compiled.linear_backward(grad_RO, weight_OI)
+    if compiled is not None and compiled.tiles:
+        return compiled.linear_backward(grad_RO, weight_OI, beside=beside)
+    product = grad_RO @ weight_OI
+    return product if beside is None else product.addmm_(*beside)
 
 
 def _transposed(x: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ class AnchoredTrainer(Trainer):
 
     def train(self, *given: Any, **named: Any) -> Any:
         """As transformers' own, while frozen weights stand still."""
-        with unchanging(p for p in self.model.parameters() if not p.requires_grad):
+        model: Any = self.model
+        with unchanging(p for p in model.parameters() if not p.requires_grad):
             return super().train(*given, **named)
 
     def training_step(
