@@ -12,7 +12,7 @@ import torch
 import transformers
 from test_train_toys import PAD, SIZES, example, llama, tiny
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
@@ -241,6 +241,30 @@ def test_a_rotation_and_its_gradient_are_transformers(compiled, heads, tokens, w
     (truth[0] * toward.double()).sum().backward()
     assert off(compiled.rotated(x, cos, sin), truth[0]) < FORMAT
     assert off(compiled.rotated(toward, cos, sin, back=True), exact.grad) < FORMAT
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "width", "keys"), [(9, 3, 64, 37), (4, 4, 32, 1), (2, 1, 96, 200)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_one_token_is_the_books(compiled, threads, heads, key_heads, width, keys, masked):
+    q = draw(5, 1, heads, width).transpose(1, 2)
+    k, v = (draw(5, key_heads, keys + 3, width, seed=n)[:, :, :keys] for n in (1, 2))  # of a cache with room
+    seen = None
+    if masked:
+        seen = torch.rand(5, 1, 1, keys, generator=torch.Generator().manual_seed(3)) < 0.6
+        seen[..., -1] = True
+        v[~seen[:, 0, 0].unsqueeze(1).expand(-1, key_heads, -1)] = torch.nan  # what is not seen does not count at all
+    wide = (x.double().nan_to_num().repeat_interleave(heads // key_heads, 1) for x in (k, v))
+    truth = scaled_dot_product_attention(q.double(), *wide, attn_mask=seen, scale=0.2)
+    found = []
+    for count in (1, 2):
+        threads(count)
+        found.append(compiled.answer(q, k, v, seen, 0.2))
+    assert torch.equal(*found) and off(found[0].transpose(1, 2), truth) < FORMAT
+
+
+def test_a_token_that_sees_nothing_gets_zeros(compiled):
+    q, k = draw(1, 2, 1, 32), draw(1, 1, 4, 32)
+    assert not compiled.answer(q, k, k, torch.zeros(1, 1, 1, 4, dtype=torch.bool), 1.0).any()
 
 
 def test_a_products_memory_may_have_held_nan(compiled):

@@ -33,6 +33,7 @@ def answer_all(
     A file that is there already was finished before, with the same prompts and settings: its name, or its stage, says so.
     """
     from anchorline.llm.hf_local import answer_batches
+    from anchorline.train.answering import answering
 
     partial = file.with_name(file.name + ".partial")
     if file.is_file():
@@ -40,7 +41,7 @@ def answer_all(
         return [answer_from_row(row) for _, row in read_jsonl(file)]
     partial.parent.mkdir(parents=True, exist_ok=True)
     done = {row["id"]: answer_from_row(row) for _, row in read_appended(partial).rows}
-    with progress.task(f"answers: {file.stem}", total=len(prompts), unit="answers") as advance:
+    with progress.task(f"answers: {file.stem}", total=len(prompts), unit="answers") as advance, answering(loaded):
         advance(len(done))
         for batch in answer_batches(loaded, prompts, settings, seed=seed, done=done.keys()):
             append_jsonl(partial, [answer_to_row(answer) for answer in batch])

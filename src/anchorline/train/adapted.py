@@ -58,38 +58,54 @@ class _Adapted(torch.autograd.Function):
 
 @contextmanager
 def adapted_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, LoRA layers of the plain kind compute in one step; the backward has to be inside as well."""
+    """Inside, LoRA layers of the plain kind compute in one step; the backward has to be inside as well.
+
+    Their weights and the number of their adapters stay as they are at the start; adapters may be switched off and on.
+    """
+    compiled = native()
     with ExitStack() as stack:
-        if native() is not None:
+        if compiled is not None:
             layers: list[Any] = [module for module in model.modules() if type(module) is LoraLinear]
             for module in layers:
-                module.forward = partial(_forward, module, module.forward)
-                stack.callback(module.__dict__.pop, "forward")
+                name = module.active_adapters[0] if module.active_adapters else ""
+                if _plain(module, name):
+                    module.forward = partial(_forward, module, module.forward, compiled, _parts(module, name))
+                    stack.callback(module.__dict__.pop, "forward")
         yield
 
 
-def _forward(module: Any, peft: Callable[..., Tensor], x: Tensor, *rest: Any, **more: Any) -> Tensor:
-    compiled, name = native(), module.active_adapters[0]
-    if compiled is None or rest or more or not _plain(module, name) or x.device.type != "cpu":
+def _forward(
+    module: Any,
+    peft: Callable[..., Tensor],
+    compiled: Native,
+    parts: tuple[Any, ...],
+    x: Tensor,
+    *rest: Any,
+    **more: Any,
+) -> Tensor:
+    if rest or more or module.disable_adapters or module.merged:
         return peft(x, *rest, **more)
-    base = module.get_base_layer()
-    down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    if any(p.dtype != torch.bfloat16 for p in (base.weight, down, up)) or base.weight.requires_grad:
-        return peft(x)
-    flat = _Adapted.apply(compiled, x.bfloat16().flatten(0, -2), base.weight, base.bias, down, up, module.scaling[name])
+    flat = _Adapted.apply(compiled, x.bfloat16().flatten(0, -2), *parts)
     return flat.unflatten(0, x.shape[:-1])  # pyright: ignore[reportOptionalMemberAccess]
 
 
+def _parts(module: Any, name: str) -> tuple[Any, ...]:
+    """What `_Adapted` computes with, looked up once: a module's attributes take as long as a small product."""
+    base = module.get_base_layer()
+    return base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+
+
 def _plain(module: Any, name: str) -> bool:
-    """Whether one adapter without dropout, bias or a variant is what the layer adds."""
+    """Whether one adapter without dropout, bias or a variant is what the layer adds, all in bfloat16 on a CPU."""
+    if list(module.active_adapters) != [name] or name not in module.lora_A or name in module.lora_variant:
+        return False
+    base, down, up = module.get_base_layer(), module.lora_A[name], module.lora_B[name]
+    weights = (base.weight, down.weight, up.weight)
     return (
-        not module.disable_adapters
-        and not module.merged
-        and list(module.active_adapters) == [name]
-        and name in module.lora_A
-        and name not in module.lora_variant
-        and type(module.lora_dropout[name]) is torch.nn.Identity
-        and module.lora_B[name].bias is None
-        and type(module.get_base_layer()) is torch.nn.Linear
-        and (module.get_base_layer().bias is None or not module.get_base_layer().bias.requires_grad)
+        type(module.lora_dropout[name]) is torch.nn.Identity
+        and up.bias is None
+        and type(base) is torch.nn.Linear
+        and not base.weight.requires_grad
+        and (base.bias is None or not base.bias.requires_grad)
+        and all(weight.dtype == torch.bfloat16 and weight.device.type == "cpu" for weight in weights)
     )

@@ -624,6 +624,66 @@ void attention_backward(Heads q, Heads k, Heads v, Heads out, Heads grad, const 
   }
 }
 
+// Attention of one token a row: q [rows][heads][width], k and v [rows][key_heads][keys][width] by strides, width a multiple of
+// 32; mask [rows][keys], bytes, 0 where a key is not seen, or null; out [rows][heads][width]. A row that sees nothing gets zeros.
+void answer(const bf16* q, int64_t q_row, int64_t q_head, const bf16* k, int64_t k_row, int64_t k_head, int64_t k_token,
+            const bf16* v, int64_t v_row, int64_t v_head, int64_t v_token, const uint8_t* mask, int64_t mask_row, bf16* out,
+            int64_t rows, int64_t key_heads, int64_t groups, int64_t keys, int64_t width, float scale, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t filled = up(keys, LANES), pieces = width / LANES;
+    Room<float> weights(groups * filled), sums(groups * width);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < rows * key_heads; task++) {
+      const int64_t row = task / key_heads, n = task % key_heads;
+      const uint8_t* seen = mask ? mask + row * mask_row : nullptr;
+      const bf16 *asks = q + row * q_row + n * groups * q_head, *key = k + row * k_row + n * k_head;
+      for (int64_t t = 0; t < filled; t++)
+        for (int64_t g = 0; g < groups; g++) {
+          V sum = all(0.f);
+          if (t >= keys || (seen && !seen[t])) {
+            weights[g * filled + t] = -INFINITY;
+            continue;
+          }
+          for (int64_t d = 0; d < width; d += 2 * LANES)
+            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(asks + g * q_head + d),
+                                   (__m512bh)_mm512_loadu_si512(key + t * k_token + d));
+          weights[g * filled + t] = _mm512_reduce_add_ps(sum) * scale * LOG2E;
+        }
+      for (int64_t g = 0; g < groups; g++) {
+        float* own = weights + g * filled;
+        V most = all(-INFINITY), total = all(0.f);
+        for (int64_t t = 0; t < filled; t += LANES) most = _mm512_max_ps(most, _mm512_load_ps(own + t));
+        const float top = _mm512_reduce_max_ps(most);
+        for (int64_t t = 0; t < filled; t += LANES) {
+          const V score = _mm512_load_ps(own + t);
+          const __mmask16 there = _mm512_cmp_ps_mask(score, all(-INFINITY), _CMP_NEQ_UQ);
+          const V weight = _mm512_maskz_mov_ps(there, exp2(_mm512_sub_ps(score, all(top))));
+          total = _mm512_add_ps(total, weight);
+          _mm512_store_ps(own + t, weight);
+        }
+        const float sum = _mm512_reduce_add_ps(total);
+        for (int64_t t = 0; t < filled; t += LANES)
+          _mm512_store_ps(own + t, _mm512_mul_ps(_mm512_load_ps(own + t), all(sum == 0 ? 0.f : 1.f / sum)));
+      }
+      std::memset(sums, 0, groups * width * 4);
+      const bf16* value = v + row * v_row + n * v_head;
+      for (int64_t t = 0; t < keys; t++) {
+        if (seen && !seen[t]) continue;
+        for (int64_t piece = 0; piece < pieces; piece++) {
+          const V part = load(value + t * v_token + piece * LANES);
+          for (int64_t g = 0; g < groups; g++) {
+            float* to = sums + g * width + piece * LANES;
+            _mm512_store_ps(to, _mm512_fmadd_ps(all(weights[g * filled + t]), part, _mm512_load_ps(to)));
+          }
+        }
+      }
+      bf16* to = out + (row * key_heads + n) * groups * width;
+      for (int64_t d = 0; d < groups * width; d += LANES) store(to + d, _mm512_load_ps(sums + d));
+    }
+  }
+}
+
 // out[c][r] = x[r][c]; rows of `out` are `out_stride` apart.
 void transposed(const bf16* x, bf16* out, int64_t rows, int64_t columns, int64_t stride, int64_t out_stride, int threads) {
   const int64_t across = up(columns, 32) / 32;

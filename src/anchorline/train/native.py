@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import BFloat16, Float, Int64
+from jaxtyping import BFloat16, Bool, Float, Int64
 from torch import Tensor
 
 from anchorline.llm.embedded import cache_folder
@@ -122,6 +122,33 @@ class Native:
             ctypes.c_int64(len(sequences)),
         )
         return made[0], made[1], made[2]
+
+    def answer(
+        self,
+        q: BFloat16[Tensor, "rows heads 1 width"],
+        k: BFloat16[Tensor, "rows key_heads keys width"],
+        v: BFloat16[Tensor, "rows key_heads keys width"],
+        seen: Bool[Tensor, "rows 1 1 keys"] | None,
+        scale: float,
+    ) -> BFloat16[Tensor, "rows 1 heads width"]:
+        """Attention of one token a row to the keys that it sees, all of them by default; the width is a multiple of `WIDE`."""
+        q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+        rows, heads, _, width = q.shape
+        seen = None if seen is None else seen.expand(rows, 1, 1, -1).contiguous()
+        out = q.new_empty(rows, 1, heads, width)
+        sizes = (rows, k.shape[1], heads // k.shape[1], k.shape[2], width)
+        number = ctypes.c_int64
+        given = (
+            q,
+            number(q.stride(0)),
+            number(q.stride(1)),
+            k,
+            *map(number, k.stride()[:3]),
+            v,
+            *map(number, v.stride()[:3]),
+        )
+        self._call("answer", *given, seen, number(k.shape[2]), out, *map(number, sizes), ctypes.c_float(scale))
+        return out
 
     def linear(
         self,
