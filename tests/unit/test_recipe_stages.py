@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +87,7 @@ def stood_in() -> Iterator[Engines]:
     stand_ins: dict[str, Callable[..., Any]] = {
         "anchorline.llm.models.load": lambda model, *, dtype: "loaded",
         "anchorline.llm.hf_local.answer_batches": made.answer_batches,
+        "anchorline.train.answering.answering": nullcontext,
         "anchorline.train.run.train": made.train,
         "anchorline.evals.subject.load_subject": made.load_subject,
         "anchorline.evals.subject.attend": lambda subject, how: None,
