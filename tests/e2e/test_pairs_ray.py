@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import psutil
@@ -194,7 +195,11 @@ def test_the_same_pairs_and_failures_as_the_local_engine(place: Path, make: Make
         assert make(place, *settings, "--out", "local") == (0, "")
         asked = answered(place)
     with serving(place, *faults) as settings:
+        before = set(Path(gettempdir()).glob("anchorline-worker-*"))
         assert make(place, *settings, "--out", "ray", "--engine", "ray", address=address) == (0, "")
+        assert set(Path(gettempdir()).glob("anchorline-worker-*")) <= before, (
+            "the workers' copies of the customer's files"
+        )
         assert answered(place) == asked and set(asked.values()) == {1}
         assert results(place / "ray") == results(place / "local")
         kinds = {json.loads(line)["kind"] for line in results(place / "ray")[1].splitlines()}

@@ -67,8 +67,6 @@ class Worker:
     def __init__(self, kit: Kit, desk: Any) -> None:
         hush()
         self._kit, self._line = kit, _RayLine(desk)
-        self._folder = TemporaryDirectory(prefix="anchorline-worker-")
-        self._run = RunContext(_unpacked(kit, Path(self._folder.name)), Path(self._folder.name))
         self._models: dict[str, asyncio.Task[Endpoint]] = {}
         self._stack = AsyncExitStack()
 
@@ -97,12 +95,15 @@ class Worker:
                 self._models[name] = asyncio.create_task(self._model(name))
             return Relayed(await self._models[name], name=name, shard=shard, line=self._line)
 
-        one = await per_row(self._run, self._kit.maker, endpoint)
+        # read, and gone again: nobody would delete the files of an actor that Ray has ended
+        with TemporaryDirectory(prefix="anchorline-worker-") as place:
+            folder = Path(place)
+            one = await per_row(RunContext(_unpacked(self._kit, folder), folder), self._kit.maker, endpoint)
         await make(map(input_from_row, rows), one, on_result=on_result, window=len(rows))
 
     async def _model(self, name: str) -> Endpoint:
         try:
-            return await self._stack.enter_async_context(model_of(settings_of(self._run.recipe, name)))
+            return await self._stack.enter_async_context(model_of(settings_of(self._kit.recipe, name)))
         except UserError as error:
             raise UserError(
                 f"a worker on {socket.gethostname()} (its environment is that of `ray start` there): {error}"
