@@ -8,14 +8,13 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from test_train_native import EXAMPLES, FORMAT, off
+from test_train_native import EXAMPLES, FORMAT, native_here, off
 from test_train_toys import PAD, SIZES, llama, tiny
 
 from anchorline.train import adapted, steady
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED
 from anchorline.train.forward import example_logps
-from anchorline.train.native import native
 
 KINDS = {
     "llama": lambda: tiny(llama()),
@@ -24,8 +23,7 @@ KINDS = {
 
 
 def with_lora(kind: str = "llama", **settings: Any) -> Any:
-    if native() is None:
-        pytest.skip("no AVX512 with bfloat16, or no compiler")
+    native_here()
     config = LoraConfig(
         **{"r": 3, "lora_alpha": 7, "target_modules": "all-linear", "init_lora_weights": False, **settings}
     )

@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """Answers with native.cpp: the model's own to the format's precision, and nothing stays changed."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from test_llm_generate import loaded
-from test_train_native import FORMAT, off
+from test_train_native import FORMAT, calls, off  # noqa: F401 (the fixture `calls`)
 from test_train_toys import SIZES, llama, tiny, words
 
 from anchorline.evals.answers import answer_all
@@ -18,7 +19,6 @@ from anchorline.llm.device import Device
 from anchorline.llm.models import Loaded
 from anchorline.llm.types import SampleSettings
 from anchorline.train.answering import answering
-from anchorline.train.native import Native, native
 from anchorline.types import Message, Prompt
 
 KINDS = {
@@ -38,16 +38,6 @@ def policy(kind: str, dtype: torch.dtype, *, adapter: bool) -> Loaded:
         model = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False))
     name = "bfloat16" if dtype == torch.bfloat16 else "float32"
     return loaded(model.to(dtype).eval())._replace(device=Device("cpu", name))
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    if native() is None:
-        pytest.skip("no AVX512 with bfloat16, or no compiler")
-    names: list[str] = []
-    call = Native._call
-    monkeypatch.setattr(Native, "_call", lambda self, name, *given: names.append(name) or call(self, name, *given))
-    return names
 
 
 @torch.inference_mode()

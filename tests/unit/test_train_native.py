@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -23,17 +24,23 @@ from anchorline.train.attention import PACKED
 from anchorline.train.cpu_attention import row_attention, sequences_of
 from anchorline.train.forward import example_logps, example_token_logps
 from anchorline.train.layout import Branching, pack
-from anchorline.train.native import Native, native, unchanging
+from anchorline.train.native import Native, _compiled, _processor, native, unchanging
 
 FORMAT = 2**-8
 """What a figure in bfloat16 may be off by its rounding alone."""
 
 
+def native_here() -> Native:
+    """The functions. Skips where they cannot be; a source that does not compile fails, where a run would do without."""
+    if "avx512_bf16" not in _processor().split() or not shutil.which("g++"):
+        pytest.skip("no AVX512 with bfloat16, or no g++")
+    _compiled(["g++"])
+    return native() or pytest.skip("the system does not let programs use AMX, or CXX is no compiler")
+
+
 @pytest.fixture(scope="module", params=["as the processor is", "without AMX"])
 def compiled(request: pytest.FixtureRequest) -> Native:
-    found = native()
-    if found is None:
-        pytest.skip("no AVX512 with bfloat16, or no compiler")
+    found = native_here()
     if request.param == "without AMX":
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CXX", "g++ -mno-amx-tile -mno-amx-bf16")
@@ -51,7 +58,8 @@ def threads():
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the compiled functions, as they are called."""
+    """The names of the compiled functions, as they are called; skips where there are none."""
+    native_here()
     names: list[str] = []
     call = Native._call
     monkeypatch.setattr(Native, "_call", lambda self, name, *given: names.append(name) or call(self, name, *given))
@@ -375,9 +383,7 @@ def name_in_a_process(cache, **variables: str) -> str:
 
 
 def test_it_is_compiled_once_and_again_where_the_file_is_spoilt(tmp_path):
-    usual = native()
-    if usual is None:
-        pytest.skip("no AVX512 with bfloat16, or no compiler")
+    usual = native_here()
     first = name_in_a_process(tmp_path)
     (file,) = (tmp_path / "native").iterdir()
     assert first == usual.name and file.stem.startswith(first.split()[1])

@@ -664,7 +664,7 @@ void answer(const bf16* q, int64_t q_row, int64_t q_head, const bf16* k, int64_t
         }
         const float sum = _mm512_reduce_add_ps(total);
         for (int64_t t = 0; t < filled; t += LANES)
-          _mm512_store_ps(own + t, _mm512_mul_ps(_mm512_load_ps(own + t), all(sum == 0 ? 0.f : 1.f / sum)));
+          _mm512_store_ps(own + t, _mm512_mul_ps(_mm512_load_ps(own + t), all(1.f / sum)));
       }
       std::memset(sums, 0, groups * width * 4);
       const bf16* value = v + row * v_row + n * v_head;
