@@ -26,6 +26,7 @@ from anchorline.report.charts import (
     histogram,
     interval_plot,
     line_chart,
+    log_ticks,
     share_bar,
     tick_text,
     ticks,
@@ -143,12 +144,29 @@ def test_axis_numbers_are_short() -> None:
 
 
 def test_a_long_last_label_of_the_dot_chart_ends_inside_the_picture():
-    svg = dot_chart([Dot(0.0146, 0.5, "s1", "a")], label="a")
+    svg = dot_chart([Dot(0.0146, 0.5, "s1", "a")], among=[], label="a")
     at = {text: float(x) for x, text in re.findall(r'<text class="x" x="([\d.]+)" y="\d+">([^<]+)<', svg)}
-    assert at["0.015"] + 5 * 3.3 <= 360, "five characters, half a digit's width each side"
+    assert at["0.02"] + 4 * 3.3 <= 360, "four characters, half a digit's width each side"
 
 
 def test_a_print_in_grey_keeps_the_series_of_the_dot_chart_apart():
-    svg = dot_chart([Dot(0.1, 0.5, colour, "a") for colour in MARKS], label="a")
+    svg = dot_chart([Dot(0.1, 0.5, colour, "a") for colour in MARKS], among=[], label="a")
     drawn = [path.get("d", "").split("m", 1)[1] for path in parts(svg, "path", "point")]
     assert len(set(drawn)) == 6
+
+
+def test_the_dot_chart_is_logarithmic_and_has_the_axis_of_its_neighbours():
+    def places(*xs, among):
+        svg = dot_chart([Dot(x, 0.5, "s1", "a") for x in xs], among=among, label="a")
+        return [float(path.get("d", "")[1:].split()[0]) for path in parts(svg, "path", "point")]
+
+    assert places(0.1, 1, 10, among=[0.1, 10]) == [LEFT, (LEFT + RIGHT) / 2, RIGHT]
+    assert places(1, among=[0.1, 10, math.nan]) == places(1, among=[0.1, 10]) == [(LEFT + RIGHT) / 2]
+    assert places(0.0, -3, 1e-9, 1, among=[]) == [LEFT, LEFT, LEFT, RIGHT]
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1))
+def test_logarithmic_ticks_enclose_three_decades_and_are_few(values):
+    found = log_ticks(values)
+    assert found[0] <= max(min(values), max(values) / 1000) and max(values) <= found[-1]
+    assert 2 <= len(found) <= 10 and all(one < other for one, other in pairwise(found))

@@ -11,7 +11,7 @@ neither follow the reader's dark mode nor print. These are a few kilobytes each,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
@@ -186,16 +186,25 @@ class Dot(NamedTuple):
     title: str
 
 
-def dot_chart(dots: Sequence[Dot], *, label: str) -> Markup:
-    """Shares from 0 to 100 % over another quantity that starts at 0; each point says what it is."""
+def dot_chart(dots: Sequence[Dot], *, among: Sequence[float], label: str) -> Markup:
+    """Shares from 0 to 100 % over a quantity on a logarithmic axis; each point says what it is.
+
+    The axis spans `among`, so that charts side by side have the same one. What is below a thousandth of the largest, or not
+    above 0, lies at its left end.
+    """
     drawn = [dot for dot in dots if is_number(dot.x) and is_number(dot.y)]
     if not drawn:
         return Markup("")
-    x_ticks = ticks(0.0, max(dot.x for dot in drawn) or 1.0, about=5)
-    x_scale, y_scale = _Scale(0.0, x_ticks[-1], LEFT, RIGHT), _Scale(0.0, 1.0, BOTTOM, TOP)
-    parts = [*_y_axis([0.0, 0.25, 0.5, 0.75, 1.0], y_scale, percent=True), *_x_axis(x_ticks, x_scale)]
+    x_ticks = log_ticks([x for x in [*among, *(dot.x for dot in drawn)] if is_number(x)])
+    low, high = math.log10(x_ticks[0]), math.log10(x_ticks[-1])
+    x_scale, y_scale = _Scale(low, high, LEFT, RIGHT), _Scale(0.0, 1.0, BOTTOM, TOP)
+    parts = list(_y_axis([0.0, 0.25, 0.5, 0.75, 1.0], y_scale, percent=True))
+    for x in x_ticks:
+        at = f"{x_scale(math.log10(x)):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{BOTTOM}"/>')
+    parts += _x_axis(x_ticks, lambda x: x_scale(math.log10(x)))
     for dot in drawn:
-        at = f"M{x_scale(dot.x):.1f} {y_scale(dot.y):.1f}{MARKS[dot.colour]}"
+        at = f"M{x_scale(math.log10(max(dot.x, x_ticks[0]))):.1f} {y_scale(dot.y):.1f}{MARKS[dot.colour]}"
         shape = Markup('<path class="point {}" d="{}"><title>{}</title></path>')
         parts.append(str(shape.format(dot.colour, at, visible(dot.title))))
     return _svg(parts, label)
@@ -247,6 +256,22 @@ def ticks(low: float, high: float, *, about: int) -> list[float]:
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten that enclose the values, or three decades up to the largest; powers alone where that is many.
+
+    >>> log_ticks([0.06, 1.3]), log_ticks([0.06, 14.0]), log_ticks([0.1]), log_ticks([0.0, 30])
+    ([0.05, 0.1, 0.2, 0.5, 1.0, 2.0], [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0], [0.05, 0.1], [0.01, 0.1, 1.0, 10.0, 100.0])
+    """
+    high = max(values) if max(values) > 0 else 1.0
+    low = max(min(values), high / 1000)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [float(f"{factor}e{power}") for power in (powers[0] - 1, *powers) for factor in (1, 2, 5)]
+    last = next(index for index, step in enumerate(steps) if step >= high)
+    first = min(max(index for index, step in enumerate(steps) if step <= low), last - 1)
+    found = steps[first : last + 1]
+    return found if len(found) <= 10 else [float(f"1e{power}") for power in powers]
+
+
 def tick_text(value: float) -> str:
     """A short form for an axis.
 
@@ -295,7 +320,7 @@ def _y_axis(values: Sequence[float], scale: _Scale, *, percent: bool = False) ->
         yield f'<text class="y" x="{LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>'
 
 
-def _x_axis(values: Sequence[float], scale: _Scale) -> Iterator[str]:
+def _x_axis(values: Sequence[float], scale: Callable[[float], float]) -> Iterator[str]:
     for value in values:
         text = tick_text(value)
         x = min(scale(value), WIDTH - HALF_CHARACTER * len(text))  # else a long last one is cut off

@@ -46,10 +46,11 @@ def build_compare_page(table: Mapping[str, Any]) -> str:
 
 
 def _planes(table: Mapping[str, Any], colours: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:
+    drifts = [cell["drift"] for cell in table["cells"]]
     for name in dict.fromkeys(row["maker"] for row in table["rows"]):
         cells = [cell for cell in table["cells"] if cell["maker"] == name]
         dots = [Dot(cell["drift"], cell["share"], colours[cell["objective"]], _said(cell)) for cell in cells]
-        yield name, dot_chart(dots, label=f"{name}: share that keeps every rule, over drift")
+        yield name, dot_chart(dots, among=drifts, label=f"{name}: share that keeps every rule, over drift")
 
 
 def _said(cell: Mapping[str, Any]) -> str:
