@@ -2,7 +2,8 @@
 
 The same model, pairs, steps, objective (apo_zero), threads and bfloat16 for both; every contender in a process of its own.
 TRL runs as it comes and with `precompute_ref_log_probs`, each also without gradient checkpointing, and the faster of the
-two counts. A contender's first step is warm-up. The last line is JSON on stdout; progress goes to stderr.
+two counts. Ours runs before and after each contender, which is held against the mean of the two: a host that slows down
+slows both. A process's first step is warm-up. The last line is JSON on stdout; progress goes to stderr.
 
     python benchmarks/train_vs_trl.py --results runs/vs-trl                    # everything: hours on two cores
     python benchmarks/train_vs_trl.py --results runs/vs-trl --only real/full   # a part; --results keeps what was measured
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 PARTS = Path(__file__).with_name("train_parts")
@@ -42,35 +44,42 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 }
 
 
-def pairs_per_second(run: dict[str, Any], *, pairs: int, per_step: int) -> float:
-    """Over `EPOCHS` epochs, the reference pass included.
+def seconds(run: dict[str, Any], *, steps: int) -> float:
+    """Of `EPOCHS` epochs of so many steps, the reference pass included.
 
-    >>> pairs_per_second({"step_s": 2.0, "reference_s": 4.0}, pairs=4, per_step=2)
-    0.6666666666666666
+    >>> seconds({"step_s": 2.0, "reference_s": 4.0}, steps=2)
+    12.0
     """
-    steps = -(-pairs // per_step)
-    return EPOCHS * pairs / (run["reference_s"] + EPOCHS * steps * run["step_s"])
+    return run["reference_s"] + EPOCHS * steps * run["step_s"]
 
 
 def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops: float) -> dict[str, Any]:
-    """The figures of one work, of one kind of training."""
-    pairs, per_step = len(job["pairs"]), job["pairs_per_step"]
-    rates = {n: pairs_per_second(run, pairs=pairs, per_step=per_step) for n, run in runs.items() if n != EXACT}
-    default = max(("trl", "trl, no checkpointing"), key=lambda n: rates[n])
-    precomputed = max(("trl, precomputed", "trl, precomputed, no checkpointing"), key=lambda n: rates[n])
+    """The figures of one work, of one kind of training; `runs` in the order in which they ran."""
+    pairs, steps = len(job["pairs"]), -(-len(job["pairs"]) // job["pairs_per_step"])
+    took = {name: seconds(run, steps=steps) for name, run in runs.items()}
+    order = list(runs)
+    ratios = {
+        name: 2 * took[name] / (took[order[order.index(name) - 1]] + took[order[order.index(name) + 1]])
+        for name in CONTENDERS
+        if name not in ("ours", EXACT)
+    }
+    default = min(("trl", "trl, no checkpointing"), key=ratios.__getitem__)
+    own = [run for name, run in runs.items() if name.startswith("ours")]
     ours, trl = runs["ours"], runs["trl, precomputed, no checkpointing"]
+    memory = max(run["peak_gb"] for run in own)
     return {
-        "ratio_default": rates["ours"] / rates[default],
-        "ratio_precomputed": rates["ours"] / rates[precomputed],
-        "ratio_best": rates["ours"] / max(rate for name, rate in rates.items() if name != "ours"),
-        "memory_ratio": ours["peak_gb"] / runs[default]["peak_gb"],
-        "memory_ratio_checkpointed": ours["peak_gb"] / runs["trl"]["peak_gb"],
-        "peak_share": ours["flops_per_step"] / ours["step_s"] / peak_flops,
+        "ratio_default": ratios[default],
+        "ratio_precomputed": min(ratios["trl, precomputed"], ratios["trl, precomputed, no checkpointing"]),
+        "ratio_best": min(ratios.values()),
+        "memory_ratio": memory / runs[default]["peak_gb"],
+        "memory_ratio_checkpointed": memory / runs["trl"]["peak_gb"],
+        "peak_share": ours["flops_per_step"] / mean(run["step_s"] for run in own) / peak_flops,
         "max_loss_difference": furthest(ours["losses"], trl["losses"]),
         "trl_own_difference": furthest(runs["trl, rebatched"]["losses"], trl["losses"]),
-        "from_float32": {n: furthest(runs[n]["losses"], runs[EXACT]["losses"]) for n in runs if n != EXACT},
-        "pairs_per_s": {name: round(rate, 4) for name, rate in rates.items()},
-        "peak_gb": {name: round(run["peak_gb"], 2) for name, run in runs.items()},
+        "from_float32": {n: furthest(runs[n]["losses"], runs[EXACT]["losses"]) for n in CONTENDERS if n != EXACT},
+        "ratios": {name: round(ratio, 2) for name, ratio in ratios.items()},
+        "pairs_per_s": {name: round(EPOCHS * pairs / took[name], 4) for name in runs if name != EXACT},
+        "peak_gb": {name: round(runs[name]["peak_gb"], 2) for name in CONTENDERS},
     }
 
 
@@ -141,6 +150,10 @@ def run(name: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return figures
 
 
+def _file_name(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
 def _wanted(place: str, only: Sequence[str]) -> list[str]:
     """The contenders of a work and kind that were asked for; ours goes first, for its order of the pairs.
 
@@ -187,17 +200,19 @@ def main() -> None:
                 "learning_rate": 2e-4 if kind == "lora" else 2e-6,
             }
             runs: dict[str, dict[str, Any]] = {}
+            place = asked.results / work.replace(" ", "-") / kind
             for name in _wanted(f"{work}/{kind}", asked.only):
                 if name != "ours":  # the same pairs in the same steps
                     job["order"] = runs["ours"]["order"]
-                folder = asked.results / work.replace(" ", "-") / kind / name.replace(", ", "-").replace(" ", "-")
-                runs[name] = run(name, job, folder)
+                runs[name] = run(name, job, place / _file_name(name))
+                if name not in ("ours", EXACT):
+                    runs[f"ours, after {name}"] = run("ours", job, place / _file_name(f"ours, after {name}"))
             if not runs:
                 continue
             runs["ours"]["flops_per_step"] = flops_per_step(job, count)
             peak = max(peak, measured_peak(asked.threads))  # whatever was busy the first time may be done
             figures["peak_gflops"] = round(peak / 1e9)
-            if runs.keys() == CONTENDERS.keys():
+            if runs.keys() >= CONTENDERS.keys():
                 figures[f"{work}, {kind}"] = summary(runs, job, peak_flops=peak)
     first = figures.get("real, full", {})
     print(json.dumps({**{k: v for k, v in first.items() if not isinstance(v, dict)}, **figures}))
