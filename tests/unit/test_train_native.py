@@ -20,7 +20,7 @@ from transformers.models.mistral import modeling_mistral
 
 from anchorline.train import attention, lean, rotation, steady
 from anchorline.train.arithmetic import multiplying_in
-from anchorline.train.attention import PACKED
+from anchorline.train.attention import PACKED, packed_attention
 from anchorline.train.cpu_attention import row_attention, sequences_of
 from anchorline.train.forward import example_logps, example_token_logps
 from anchorline.train.layout import Branching, pack
@@ -308,6 +308,40 @@ def test_norms_and_gates_are_torchs(compiled, width):
         assert off(found, leaf.grad) < FORMAT
 
 
+def test_gates_are_torchs_for_every_number_that_there_is(compiled):
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    gate = numbers[numbers.isfinite()].double()
+    gate = gate[: len(gate) // 16 * 16].requires_grad_()
+    truth = silu(gate)
+    truth.sum().backward()
+    one = torch.ones_like(gate).bfloat16()
+    of_gate, of_up = compiled.gated_backward(gate.detach().bfloat16(), one, one)
+    found = compiled.gated(gate.detach().bfloat16(), one)
+    for ours, exact in ((found, truth.detach()), (of_gate, gate.grad), (of_up, truth.detach())):
+        assert ((ours.double() - exact).abs() <= 2 * FORMAT * exact.abs() + 1e-30).all()
+
+
+def test_what_is_computed_in_float32_is_float32_whatever_the_default_is(compiled):
+    x, weight = draw(4, 32), torch.ones(32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        out, inverse = compiled.norm(x, weight, 1e-6)
+        q, k = draw(2, 9, 32), draw(1, 9, 32)
+        attended = compiled.attention(q, k, k, torch.tensor([[0, 9, 9, 9, 9, 9, 9, 0]]), 0.2, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert inverse.dtype == attended[1].dtype == torch.float32
+    assert off(out, x.double() * (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()) < FORMAT
+
+
+def test_values_of_another_width_than_queries_go_another_way():
+    layout = layout_of(2, (5, [4, 6]))
+    q, k, v = draw(1, 4, 17, 32), draw(1, 2, 17, 32, seed=1), draw(1, 2, 17, 16, seed=2)
+    found, _ = packed_attention(torch.nn.Identity(), q, k, v, None, packed_layout=layout)
+    truth, _ = packed_attention(torch.nn.Identity(), q.double(), k.double(), v.double(), None, packed_layout=layout)
+    assert found.shape == (1, 17, 4, 16) and off(found, truth) < FORMAT
+
+
 EXAMPLES = [
     example([5, 6, 7, 8, 9], [10, 11, 12, 13], [14, 15, 16]),
     example([5, 6, 7], [20, 21], [22, 23, 24, 25, 26, 27]),
@@ -393,6 +427,6 @@ def test_it_is_compiled_once_and_again_where_the_file_is_spoilt(tmp_path):
     assert name_in_a_process(tmp_path) == first and file.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", '"'])
 def test_without_a_compiler_that_works_torch_does_it(tmp_path, compiler):
     assert name_in_a_process(tmp_path, CXX=compiler) == "None"

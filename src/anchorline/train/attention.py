@@ -79,7 +79,7 @@ def packed_attention(
         return out.transpose(1, 2), None
     attend = _causal
     groups = query.shape[1] // key.shape[1]
-    if device == "cpu" and query.dtype == torch.bfloat16 and not dropout:
+    if device == "cpu" and query.dtype == torch.bfloat16 and not dropout and value.shape[3] == query.shape[3]:
         if (compiled := native()) is not None:
             out = cpu_attention.row_attention(
                 compiled, query, key, value, packed_layout, scale=scaling, window=sliding_window

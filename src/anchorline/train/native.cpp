@@ -45,9 +45,9 @@ inline void store(float* p, V x) { _mm512_storeu_ps(p, x); }
 inline V rounded(V x) { return widened(narrow(x)); }
 inline V all(float x) { return _mm512_set1_ps(x); }
 
-// 2^x, to 1e-7 of it; below -126 it is that of -126, for NaN it is NaN.
+// 2^x, to 1e-7 of it; below -126 it is that of -126, from 128 on infinity, for NaN it is NaN.
 inline V exp2(V x) {
-  x = _mm512_max_ps(all(-126.f), x);  // of a NaN the second operand is taken
+  x = _mm512_min_ps(all(128.f), _mm512_max_ps(all(-126.f), x));  // of a NaN the second operand is taken
   const __m512i whole = _mm512_cvtps_epi32(x);
   const V part = _mm512_sub_ps(x, _mm512_cvtepi32_ps(whole));
   // a fit on [-1/2, 1/2] that is exact at 0

@@ -85,7 +85,7 @@ class Native:
         ask. Each token of the row asks in one sequence. Returns the outputs, and the base-2 logarithms of softmax's sums.
         """
         heads, tokens, width = q.shape
-        out, logs = q.new_empty(tokens, heads, width), torch.empty(heads, tokens)
+        out, logs = q.new_empty(tokens, heads, width), q.new_empty(heads, tokens, dtype=torch.float32)
         self._call(
             "attention_forward",
             *map(_Heads.of, (q, k, v, out.transpose(0, 1))),
@@ -134,7 +134,7 @@ class Native:
         """Attention of one token a row to the keys that it sees, all of them by default; the width is a multiple of `WIDE`."""
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
         rows, heads, _, width = q.shape
-        seen = None if seen is None else seen.expand(rows, 1, 1, -1).contiguous()
+        seen = None if seen is None else seen.expand(rows, 1, 1, k.shape[2]).contiguous()
         out = q.new_empty(rows, 1, heads, width)
         sizes = (rows, k.shape[1], heads // k.shape[1], k.shape[2], width)
         number = ctypes.c_int64
@@ -268,7 +268,7 @@ class Native:
 
         `x`: bfloat16 or float32, contiguous; `weight`: float32.
         """
-        out, inverse = torch.empty_like(x, dtype=torch.bfloat16), torch.empty(x.shape[:-1])
+        out, inverse = torch.empty_like(x, dtype=torch.bfloat16), x.new_empty(x.shape[:-1], dtype=torch.float32)
         sizes = (ctypes.c_int64(inverse.numel()), ctypes.c_int64(len(weight)))
         self._call("norm_forward", x, weight, out, inverse, *sizes, ctypes.c_float(eps), _wide(x.dtype))
         return out, inverse
@@ -303,19 +303,19 @@ def unchanging(weights: Iterable[Tensor]) -> Iterator[None]:
         yield
     finally:
         for weight in taken:
-            delattr(weight, KEPT)
+            vars(weight).pop(KEPT, None)
 
 
 @cache
 def native() -> Native | None:
     """The functions for this processor, or None."""
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    if "avx512_bf16" not in _processor().split() or not shutil.which(compiler[0]):
-        return None
     try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+        if "avx512_bf16" not in _processor().split() or not shutil.which(compiler[0]):
+            return None
         file = _compiled(compiler)
         library = ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError):  # CXX that is no command, no home folder
         return None
     kind = (None, "AVX512", "AMX")[library.ready()]
     return Native(library, f"{kind} {file.stem.partition('-')[0]}") if kind else None

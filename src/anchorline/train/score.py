@@ -115,11 +115,11 @@ def _records(
 
 def _lent(models: _Models) -> ExitStack:
     """The arithmetic of training, for both models."""
-    stack = ExitStack()
-    for network in {id(m): m for m in (models.policy.model, models.reference) if m is not None}.values():
-        stack.enter_context(multiplying_in(network, torch_dtype(models.policy.device)))
-        stack.enter_context(unchanging(network.parameters()))
-    return stack
+    with ExitStack() as stack:
+        for network in {id(m): m for m in (models.policy.model, models.reference) if m is not None}.values():
+            stack.enter_context(multiplying_in(network, torch_dtype(models.policy.device)))
+            stack.enter_context(unchanging(network.parameters()))
+        return stack.pop_all()
 
 
 def _log_probs_only(batch: Sequence[Example], sums: list[float]) -> list[Record]:
