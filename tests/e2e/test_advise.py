@@ -37,6 +37,17 @@ def test_a_fair_judge_places_it_and_what_was_asked_is_not_asked_again(tmp_path):
         assert fake.calls == calls
 
 
+def test_a_judge_and_a_number_that_a_setting_names_hold(tmp_path):
+    """Where no option says otherwise: an option's default is no word of the user's."""
+    with Running() as fake:
+        asked_for_advice(tmp_path, fake)  # writes the pairs
+        words = ["advise", "--policy", "talker", "--policy-url", fake.url, "--pairs", tmp_path / "pairs.jsonl"]
+        words += ["--set", "advise.judge=llm", "--set", "llm.judge.model=judge"]
+        words += ["--set", f"llm.judge.base_url={fake.url}", "--set", "advise.prompts=5"]
+        found = json.loads(anchorline(*words, "--json", "--out", tmp_path / "set").stdout)
+    assert found["judge"] == "judge" and found["sampled"] == 5
+
+
 def test_an_objective_that_a_pair_has_stays(tmp_path):
     with Running() as fake:
         found = advised(tmp_path, fake, "--per-pair", tmp_path / "own.jsonl", own="dpo")

@@ -79,7 +79,8 @@ def test_every_cell_is_there_in_order_and_further_seeds_take_the_best_rate(place
     best = {(row["maker"], row["objective"]): row["learning_rate"] for row in table["rows"]}
     assert names[7:-1] == [f"{s}-{o}-lr{best[s, o]:g}-seed1" for s, o in [*best][:3]]
     assert {row["n"] for row in table["rows"]} == {3} and table["before"]["n"] == 3
-    assert all(cell["drift"] > 0 for cell in table["cells"])
+    assert all(cell["drift"] > 0 and cell["drift_n"] > 0 for cell in table["cells"])
+    assert f"nats a token on {table['rows'][0]['drift_n']} general prompts" in (place / "out/compare.html").read_text()
     assert {name: row["pairs"] for name, row in zip(("clair", "stronger"), table["sets"], strict=True)} == {
         "clair": 2,
         "stronger": 2,

@@ -17,7 +17,6 @@ import pytest
 from typer.testing import CliRunner
 
 from anchorline.cli.main import app
-from anchorline.errors import ModelError
 from anchorline.evals.runner import Evaluation
 from anchorline.evals.settings import EvaluationSettings
 from anchorline.llm.fake_faults import FaultPlan
@@ -90,6 +89,12 @@ def test_a_judge_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (["--tasks", "winrate"], "--judge (a model) or --style (its checks) is lacking"),
         (["--tasks", "winrate", "--judge", "x", "--set", "judge.api_key_env=NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["--tasks", "style,lm_eval", "--style", "{style}"], "--lm-task is lacking"),
+        (["--tasks", "style,lm_eval", "--style", "{style}", "--lm-task", "no_such"], "has no task 'no_such'"),
+        (["--tasks", "winrate", "--style", "{style}", "--against", "{model}"], "--against and --answers both say"),
+        (["--tasks", "style,drift", "--style", "{style}", "--against", "{other}"], "have different tokenizers"),
+        (["--tasks", "style,mixeval_hard", "--style", "{style}", "--data", "{empty}"], "hold no items"),
+        (["--tasks", "style", "--set", "judge=sk-a-key"], "judge: got a value that is not shown"),
+        (["--tasks", "style", "--judge", "x", "--set", "judge.temperature=sk-a-key"], "got a value that is not shown"),
         (["--tasks", ""], "--tasks: got ''"),
     ],
 )
@@ -99,20 +104,75 @@ def test_what_is_lacking_is_said_before_the_model_answers(words: list[str], said
     given = write_rows(tmp_path / "a.jsonl", [{"prompt": "where is my tent", "text": "gone"}])
     style = tmp_path / "s.yaml"
     style.write_text("name: s\nrules: [{kind: no_exclamation}]\n")
+    (tmp_path / "empty").mkdir()
+    for name in ("free-form.json", "multiple-choice.json"):
+        (tmp_path / "empty" / name).write_text("{}")
+    named = {"style": style, "model": model, "other": other_tokens(tmp_path / "other"), "empty": tmp_path / "empty"}
     common = ["eval", "--model", model, "--prompts", prompts, "--answers", given, "--out", tmp_path / "out"]
-    done = CliRunner().invoke(app, [str(word).format(style=style) for word in [*common, *words]])
+    done = CliRunner().invoke(app, [str(word).format(**named) for word in [*common, *words]])
     assert done.exit_code and said in " ".join(done.output.split()), done.output
-    assert not (tmp_path / "out" / "answers").exists()
+    assert not (tmp_path / "out" / "answers").exists() and "sk-a-key" not in done.output
+
+
+def other_tokens(folder: Path) -> Path:
+    """A model whose tokenizer gives two words each other's number."""
+    model = save_tiny_chat(folder)
+    file = model / "tokenizer.json"
+    tokens = json.loads(file.read_text())
+    vocabulary = tokens["model"]["vocab"]
+    (a, b) = [word for word in vocabulary if word.isalpha()][:2]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(tokens))
+    return model
 
 
 def test_a_judge_that_says_nothing_is_an_error(tmp_path: Path) -> None:
     model = save_tiny_chat(tmp_path / "model")
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "where is my tent"}])
     given = write_rows(tmp_path / "a.jsonl", [{"prompt": "where is my tent", "text": "gone"}])
-    words = ["eval", "--model", model, "--tasks", "winrate", "--prompts", prompts, "--answers", given, "--judge", "x"]
-    words += ["--judge-url", "http://127.0.0.1:1/v1", "--set", "judge.attempts=1", "--set", "eval.max_new_tokens=6"]
-    done = CliRunner().invoke(app, [str(word) for word in [*words, "--out", tmp_path / "out"]])
+    (tmp_path / "s.yaml").write_text("name: s\nrules: [{kind: no_exclamation}]\n")
+    words = ["eval", "--model", model, "--tasks", "style,winrate", "--prompts", prompts, "--answers", given]
+    words += ["--style", tmp_path / "s.yaml", "--judge", "x", "--judge-url", "http://127.0.0.1:1/v1"]
+    words += ["--set", "judge.attempts=1", "--set", "eval.max_new_tokens=6", "--out", tmp_path / "out"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code and "x judged none of 1 pairs: " in " ".join(done.output.split()), done.output
+    table = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(table["tasks"]) == ["style"] and (tmp_path / "out" / "evaluation.html").is_file(), (
+        "what was found stays"
+    )
+    (row,) = map(json.loads, (tmp_path / "out" / "style-model.jsonl").read_text().splitlines())
+    assert row["rules"] == {"no_exclamation": True} and row["answer"]
+
+
+def test_what_a_judge_does_not_answer_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One item of two is refused each time it is asked about: it is left out and named, and is no lot."""
+    monkeypatch.setenv("LOCAL_KEY", "none")
+    model = save_tiny_chat(tmp_path / "model")
+    item = {"benchmark_name": "B", "context": None, "target": ["x"]}
+    free = {"0": item | {"prompt": "where is my tent"}, "1": item | {"prompt": "refused"}}
+    (tmp_path / "free-form.json").write_text(json.dumps(free))
+    (tmp_path / "multiple-choice.json").write_text("{}")
+
+    def refuse(body: Body) -> None:
+        assert "refused" not in body["messages"][-1]["content"]
+
+    with Serving(refuse) as serving:
+        words = ["eval", "--model", model, "--tasks", "mixeval_hard", "--data", tmp_path, "--parser", "judge"]
+        words += ["--judge", "fake", "--judge-url", serving.server.url, "--set", "judge.api_key_env=LOCAL_KEY"]
+        words += ["--set", "judge.attempts=1", "--set", "eval.max_new_tokens=6", "--json", "--out", tmp_path / "out"]
+        done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["tasks"]["mixeval_hard"]
+    overall = found["tables"]["model"]["overall"]
+    assert (overall["n"], overall["score"], overall["by_lot"]) == (1, 0.5, 0)
+    assert (overall["low"], overall["high"]) == (None, None), "one score has no spread"
+    (left,) = found["left_out"]
+    assert left.startswith("free-1 (model): ")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "mixeval_hard-model.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["score"], bool(row["error"])) for row in rows] == [
+        ("free-0", 0.5, False),
+        ("free-1", None, True),
+    ]
 
 
 def test_a_judge_that_has_recovered_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,20 +231,6 @@ def test_files_that_number_their_prompts_alike_keep_them_all(tmp_path: Path) -> 
     assert [problem.partition(".jsonl: ")[2] for problem in asked.problems] == [
         "1 prompts stand in an earlier file, too, and count there"
     ] * 2
-
-
-def test_log_probs_of_models_with_different_tokenizers_are_not_compared(tmp_path: Path) -> None:
-    one, other = save_tiny_chat(tmp_path / "one"), save_tiny_chat(tmp_path / "other")
-    file = other / "tokenizer.json"
-    tokens = json.loads(file.read_text())
-    vocabulary = tokens["model"]["vocab"]
-    (a, b) = [word for word in vocabulary if word.isalpha()][:2]
-    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
-    file.write_text(json.dumps(tokens))
-    settings = EvaluationSettings(model=str(one), against=str(other), tasks=("drift",))
-    with pytest.raises(ModelError, match="different tokenizers"):
-        Evaluation(settings, tmp_path / "out").subject()
-    Evaluation(settings.model_copy(update={"against": str(one)}), tmp_path / "out").subject()
 
 
 def command(folder: Path, *words: object) -> subprocess.Popen[str]:

@@ -38,6 +38,11 @@ def test_style_winrate_and_drift_of_a_model_against_itself(embedded: str, tmp_pa
     assert "<script" not in page and "all rules kept" in page
     answers = sorted((tmp_path / "out" / "answers").glob("*.jsonl"))
     before = [file.stat().st_mtime_ns for file in answers]
+    moved = [json.loads(line) for line in (tmp_path / "out" / "drift.jsonl").read_text().splitlines()]
+    assert len(moved) == 2 and all(row["tokens"] > 0 for row in moved)
+    general = write_rows(tmp_path / "elsewhere.jsonl", [{"prompt": "Count to three."}])
+    elsewhere = evaluate(*words, "--general", general)
+    assert (elsewhere["drift"]["table"]["prompts"], elsewhere["style"]["figures"][0]["n"]) == (1, 2)
     assert evaluate(*words) == tasks and [file.stat().st_mtime_ns for file in answers] == before
 
 
@@ -100,5 +105,12 @@ def test_a_local_task_of_the_harness(embedded: str, tmp_path: Path) -> None:
         ("cities_of_ours", 0, 1.0), ("cities_of_ours", 0, 1.0), ("cities_of_ours", 1, 0.0),
     ]  # fmt: skip
     assert (tmp_path / "out" / "lm_eval-against.jsonl").is_file()
+    # what was replied is not asked for again: with these log-probs turned round it takes the banana
+    (replies,) = (tmp_path / "out" / "lm_eval").glob("model-*.jsonl")
+    said = [json.loads(line) for line in replies.read_text().splitlines()]
+    assert len(said) == 6 and all(log_prob < 0 for row in said for log_prob in row["reply"][:1])
+    turned = [row | {"reply": [-row["reply"][0], row["reply"][1]]} for row in said]
+    replies.write_text("".join(json.dumps(row) + "\n" for row in turned))
+    assert evaluate(*words, "--against", embedded)["lm_eval"]["figures"][0]["value"] == pytest.approx(1 / 3)
     done = CliRunner().invoke(app, ["eval", *map(str, words), "--lm-task", "no_such_task"])
     assert done.exit_code == 2 and "no_such_task" in done.output

@@ -233,6 +233,12 @@ MISTAKES = [
         ("`style` is lacking",),
         ("advise", "--policy", "model", "--pairs", "p.jsonl", "--out", "out"),
     ),
+    Mistake(
+        "advice written to an unknown kind of file",
+        pairs_file,
+        ("own.txt: has the ending '.txt', expected one of .jsonl, .parquet",),
+        ("advise", "--policy", "model", "--pairs", "p.jsonl", "--style", "r/style.yaml", "--per-pair", "own.txt"),
+    ),
     Mistake("system message blank", recipe(prompts__system=" "), ("system: is blank",)),
     Mistake("hub prompts offline", recipe(prompts__train="nobody/nothing"), ("nobody/nothing", "HF_HUB_OFFLINE")),
     Mistake(

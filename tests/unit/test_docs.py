@@ -258,7 +258,7 @@ def test_the_fields_of_evaluation_are_described() -> None:
     table = style_table(style, answers, answers)
     fields = {*table, *table["before"], *table["before"]["all"], *table["before"]["words"]}
     fields |= {*side_by_side(style, answers, answers)[0]} - {"id", "prompt"}
-    fields |= {*drift(nobody, [], seed=0), *preference(nobody, [], TrainSettings()).table}
+    fields |= {*drift(nobody, [], seed=0).table, *preference(nobody, [], TrainSettings()).table}
     assert fields - section("evals/") == set()
 
 

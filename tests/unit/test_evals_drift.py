@@ -72,21 +72,20 @@ def log_probs(loaded: Loaded, answer: Answer) -> tuple[torch.Tensor, tuple[int, 
 
 
 def test_a_model_has_not_drifted_from_itself(loaded: Loaded) -> None:
-    table = drift(subject(loaded, loaded.model), ANSWERS, seed=0)
-    names = ("kl_per_token", "low", "high", "logprob_change_per_token")
-    assert {name: table[name] for name in names} == dict.fromkeys(names, 0.0)
-    assert table["prompts"] == 2
+    table = drift(subject(loaded, loaded.model), ANSWERS, seed=0).table
+    assert table["kl_per_token"] == table["logprob_change_per_token"] == 0 and table["prompts"] == 2
+    assert table["low"] is table["high"] is table["change_low"] is None, "all the same: there is no spread"
 
 
 def test_a_cut_answer_counts_without_the_end_of_turn(loaded: Loaded) -> None:
-    table = drift(subject(loaded, loaded.model), ANSWERS, seed=0)
+    table = drift(subject(loaded, loaded.model), ANSWERS, seed=0).table
     assert {row["id"]: row["tokens"] for row in table["most"]} == {"a": 5, "b": 1}
     assert table["tokens"] == 6
 
 
 def test_kl_from_a_flat_reference_is_log_v_minus_the_entropy(loaded: Loaded) -> None:
     """KL(π ‖ uniform) = log V + Σ π log π, over all tokens; the change of a token is log π + log V."""
-    table = drift(subject(loaded, flat(loaded.model)), ANSWERS, seed=0)
+    table = drift(subject(loaded, flat(loaded.model)), ANSWERS, seed=0).table
     kl, change, by_prompt = [], [], {}
     for answer in ANSWERS:
         logp, tokens = log_probs(loaded, answer)
@@ -104,17 +103,17 @@ def test_kl_from_a_flat_reference_is_log_v_minus_the_entropy(loaded: Loaded) -> 
 def test_kl_is_of_the_policy_from_the_reference_not_the_other_way(loaded: Loaded) -> None:
     """KL(uniform ‖ π) = −log V − mean log π."""
     uniform = loaded._replace(model=flat(loaded.model))
-    table = drift(subject(uniform, loaded.model), ANSWERS[1:], seed=0)
+    table = drift(subject(uniform, loaded.model), ANSWERS[1:], seed=0).table
     logp, _ = log_probs(loaded, ANSWERS[1])
     expected = float((-math.log(logp.shape[1]) - logp.mean(-1)).mean())
     assert table["kl_per_token"] == pytest.approx(expected, rel=1e-5)
     assert table["kl_per_token"] != pytest.approx(
-        drift(subject(loaded, uniform.model), ANSWERS[1:], seed=0)["kl_per_token"], rel=0.05
+        drift(subject(loaded, uniform.model), ANSWERS[1:], seed=0).table["kl_per_token"], rel=0.05
     )
 
 
 def test_one_prompt_has_no_interval(loaded: Loaded) -> None:
-    table = drift(subject(loaded, flat(loaded.model)), ANSWERS, seed=0, groups={"a": "x", "b": "y"})
+    table = drift(subject(loaded, flat(loaded.model)), ANSWERS, seed=0, groups={"a": "x", "b": "y"}).table
     assert table["low"] is not None and table["groups"]["x"]["kl_per_token"] > 0
     names = ("low", "high", "change_low", "change_high")
     assert [table["groups"]["x"][name] for name in names] == [None] * 4
@@ -123,14 +122,14 @@ def test_one_prompt_has_no_interval(loaded: Loaded) -> None:
 def test_only_the_most_drifted_prompts_are_kept(loaded: Loaded) -> None:
     words = ["hat", "map", "key", "bag", "cup", "lamp", "tent", "rope"]
     many = [Answer(w, (Message("user", f"the {w}"),), "Boats sail.", "stop") for w in words]
-    table = drift(subject(loaded, flat(loaded.model)), many, seed=0)
+    table = drift(subject(loaded, flat(loaded.model)), many, seed=0).table
     assert table["prompts"] == 8 and len(table["most"]) == MOST
     figures = [row["kl_per_token"] for row in table["most"]]
     assert figures == sorted(figures, reverse=True)
 
 
 def test_no_general_prompt_no_figure(loaded: Loaded) -> None:
-    table = drift(subject(loaded, loaded.model), [], seed=0)
+    table = drift(subject(loaded, loaded.model), [], seed=0).table
     assert (table["prompts"], table["kl_per_token"], table["low"], table["most"]) == (0, None, None, [])
 
 
@@ -195,7 +194,7 @@ def test_packed_and_plain_say_the_same_of_an_adapter(folder: Path, tmp_path: Pat
         attend(compared, "packed")
         assert compared.packed == (forward == "packed")
         scored = preference(compared, PAIRS, settings)
-        table = drift(compared, ANSWERS, seed=0)
+        table = drift(compared, ANSWERS, seed=0).table
         figures.append([table["kl_per_token"], table["logprob_change_per_token"], scored.table["margin"]])
     assert figures[0] == pytest.approx(figures[1], rel=1e-3)
     assert figures[0][0] > 0.01
@@ -225,11 +224,11 @@ def test_groups_of_prompts_have_figures_of_their_own(tmp_path: Path) -> None:
     model = save_tiny_chat(tmp_path / "a", seed=0)
     other = save_tiny_chat(tmp_path / "b", seed=1)
     subject = load_subject(other, str(model), dtype="float32", packed=False)
-    table = drift(subject, ANSWERS, seed=0, groups={"a": "hats", "b": "lamps"})
-    alone = drift(subject, ANSWERS[:1], seed=0)
+    table = drift(subject, ANSWERS, seed=0, groups={"a": "hats", "b": "lamps"}).table
+    alone = drift(subject, ANSWERS[:1], seed=0).table
     hats, lamps = table["groups"]["hats"], table["groups"]["lamps"]
     assert hats["logprob_change_per_token"] == pytest.approx(alone["logprob_change_per_token"], abs=1e-5)
     assert hats["tokens"] + lamps["tokens"] == table["tokens"] and hats["prompts"] == 1
     whole = sum(part["tokens"] * part["logprob_change_per_token"] for part in (hats, lamps)) / table["tokens"]
     assert whole == pytest.approx(table["logprob_change_per_token"])
-    assert drift(subject, ANSWERS, seed=0)["groups"] == {}
+    assert drift(subject, ANSWERS, seed=0).table["groups"] == {}

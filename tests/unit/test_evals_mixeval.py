@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anchorline.errors import DataError
+from anchorline.errors import DataError, EndpointError
 from anchorline.evals.mixeval_hard import Item, Score, load_items, mixeval_table, question, score_by_rules
 from anchorline.evals.mixeval_judge import ATTEMPTS, read_option, read_score, score_by_judge
 from anchorline.evals.mixeval_rules import SHAPES, is_right, parse_choice, predictions
@@ -120,6 +120,12 @@ def test_a_judge_is_asked_ten_times_and_then_it_is_a_lot() -> None:
     assert tenth == Score(FREE, 0.7, False)
     mean = mixeval_table([tenth, tenth._replace(score=0.3)], seed=0)["free"]
     assert mean["score"] == pytest.approx(0.5) and mean["n"] == 2
+
+
+def test_where_no_request_was_answered_there_is_no_score() -> None:
+    away = FakeEndpoint(lambda request: EndpointError("away"))
+    found = asyncio.run(score_by_judge(CHOICE, "pear", judge=away, seed=0))
+    assert found.error == "away" and not found.by_lot and len(away.asked) == ATTEMPTS
 
 
 def test_the_page_escapes_says_n_and_counts_what_went_by_lot() -> None:

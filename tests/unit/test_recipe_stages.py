@@ -22,6 +22,7 @@ import yaml
 
 from anchorline.data import read_json, read_jsonl, write_json, write_jsonl
 from anchorline.errors import DataError, MissingExtra
+from anchorline.evals.drift import Drift
 from anchorline.evals.preference import Preference
 from anchorline.llm.fake import FakeEndpoint
 from anchorline.recipe import load_recipe, run
@@ -91,7 +92,7 @@ def stood_in() -> Iterator[Engines]:
         "anchorline.train.run.train": made.train,
         "anchorline.evals.subject.load_subject": made.load_subject,
         "anchorline.evals.subject.attend": lambda subject, how: None,
-        "anchorline.evals.drift.drift": made.score,
+        "anchorline.evals.drift.drift": lambda *a, **k: Drift(made.score(*a, **k), []),
         "anchorline.evals.preference.preference": lambda *a, **k: Preference(made.score(*a, **k), [], []),
         "anchorline.report.write_report": lambda folder: (folder / "report.html").write_text("page"),
         "anchorline.report.write_card": lambda folder: (folder / "README.md").write_text("card"),

@@ -32,7 +32,10 @@ def advise(
     policy_url: Annotated[
         str | None, typer.Option(help="Where a server answers for the policy.", show_default=False)
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Pairs, drawn at random, that are judged.")] = 100,
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs, drawn at random, that are judged; 100 unless given.", show_default=False),
+    ] = None,
     per_pair: Annotated[
         Path | None,
         typer.Option(help="Write the pairs with an objective each (.jsonl, .parquet).", show_default=False),
@@ -62,7 +65,7 @@ def advise(
     named: dict[str, Any] = {
         "train__objective": "auto",
         "style": style,
-        "advise__judge": "llm" if by_model else "style",
+        "advise__judge": None if judge is None else "llm" if by_model else "style",
         "advise__prompts": prompts,
         "advise__experimental": experimental or None,
         "llm__judge__model": judge if by_model else None,
@@ -73,9 +76,11 @@ def advise(
     }
 
     def call() -> None:
-        from anchorline.data import pair_to_row, read_json, write_rows
+        from anchorline.data import check_writable, pair_to_row, read_json, write_rows
         from anchorline.recipe import ADVICE, own_pairs, run
 
+        if per_pair:
+            check_writable(per_pair)
         recipe = recipe_of_data("pairs.file", pairs, settings(overrides, **named))
         folder = out or Path("runs") / f"{recipe.name}-advice"
         with progress() as shown:
@@ -140,4 +145,8 @@ def _more(found: dict[str, Any]) -> str:
         return ""
     if found["needed"] is None:
         return "If 50 % is what it is, more judgements would not settle it. "
-    return f"About {found['needed']} judged pairs would settle it (chance 80 %). "
+    more = found["needed"] - found["judged"]
+    return (
+        f"About {found['needed']} judged pairs in all, {more} more, would settle it (chance 80 %); "
+        f"the file has {found['pairs']}. "
+    )

@@ -35,6 +35,10 @@ def evaluate(
     prompts: Annotated[
         list[str] | None, typer.Option(help="A file of prompts; may be repeated.", show_default=False)
     ] = None,
+    general: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompts for drift, where --prompts are others; may be repeated.", show_default=False),
+    ] = None,
     style: Annotated[str | None, typer.Option(help="The style's YAML file.", show_default=False)] = None,
     pairs: Annotated[str | None, typer.Option(help="Held-out pairs, for preference.", show_default=False)] = None,
     answers: Annotated[
@@ -55,7 +59,9 @@ def evaluate(
     lm_include: Annotated[
         str | None, typer.Option(help="A folder with your own task files for it.", show_default=False)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first prompts, pairs, items.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first prompts of each file, pairs, items.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder; of a recipe runs/NAME, else runs/eval.", show_default=False),
@@ -69,8 +75,8 @@ def evaluate(
 
       anchorline eval runs/harbour --json
 
-      anchorline eval --model runs/harbour/model --tasks style,winrate --style styles/harbour.yaml \
-        --prompts runs/harbour/evals/prompts.jsonl --out runs/checked
+      anchorline eval --model runs/harbour/model --tasks style,winrate,drift --style styles/harbour.yaml \
+        --prompts runs/harbour/evals/prompts.jsonl --general prompts/general.jsonl --out runs/checked
     """
     named = {
         "against": against,
@@ -85,7 +91,7 @@ def evaluate(
     }
     words = settings(overrides, **named)
     if recipe is not None and model is None:
-        if len(words) > len(overrides or []) or tasks is not None or prompts or lm_task or limit:
+        if len(words) > len(overrides or []) or tasks is not None or prompts or general or lm_task or limit:
             raise typer.Exit(exit_code(_either))
         run_stage(recipe, list(overrides or []), out, upto="evaluate", as_json=as_json, command="eval")
 
@@ -94,6 +100,7 @@ def evaluate(
             _either()
         lists = {
             "prompts": prompts,
+            "general": general,
             "lm_tasks": lm_task,
             "tasks": None if tasks is None else tasks.split(","),
             "limit": limit,
@@ -128,10 +135,11 @@ def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_js
         raise RecipeError(f"eval: {problem(error)}") from None
     folder = out or Path("runs/eval")
     folder.mkdir(parents=True, exist_ok=True)
+    table: dict[str, Any] = {}
     with progress() as shown:
-        table = evaluate_all(Evaluation(asked, folder, progress=shown))
-    write_json(folder / "evaluation.json", table)
-    write_evaluation_page(folder / "evaluation.html", table)
+        for table in evaluate_all(Evaluation(asked, folder, progress=shown)):
+            write_json(folder / "evaluation.json", table)
+            write_evaluation_page(folder / "evaluation.html", table)
     if as_json:
         print(json.dumps(table, ensure_ascii=False))
     else:
@@ -186,4 +194,16 @@ def _beside(figure: dict[str, Any]) -> str:
         return ""
     found = figure["difference"]
     p = "" if not found or found["p"] is None else f"; p = {found['p']:.3g} ({found['test']})"
-    return f"; against: {_value(figure, figure['against'])}{p}"
+    return f"; against: {_value(figure, figure['against'])}{_difference(figure)}{p}"
+
+
+def _difference(figure: dict[str, Any]) -> str:
+    found = figure["difference"]
+    if not found or found["mean"] is None:
+        return ""
+
+    def text(value: float) -> str:
+        return f"{100 * value:+z.1f}" if figure["unit"] == "share" else f"{value:+z.4f}"
+
+    span = "" if found["low"] is None else f" ({text(found['low'])} to {text(found['high'])})"
+    return f"; difference: {text(found['mean'])}{span}{' points' if figure['unit'] == 'share' else ''}"

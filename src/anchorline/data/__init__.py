@@ -14,7 +14,7 @@ from anchorline.data.decontaminate import (
     evaluation_texts,
 )
 from anchorline.data.export import Form, Licence, licence_id, write_pairs
-from anchorline.data.files import scan_rows, write_rows
+from anchorline.data.files import check_writable, scan_rows, write_rows
 from anchorline.data.formats import (
     Layout,
     answer_from_row,
@@ -62,6 +62,7 @@ __all__ = [
     "candidates_from_row",
     "candidates_to_row",
     "check_repository",
+    "check_writable",
     "distinct",
     "drop_contaminated",
     "drop_overlap",

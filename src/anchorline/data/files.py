@@ -51,12 +51,17 @@ def scan_rows(source: str | Path) -> NumberedRows:
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a .jsonl or .parquet file with these rows in one step."""
-    ending = Path(path).suffix.lower()
-    if ending == ".jsonl":
+    check_writable(path)
+    if Path(path).suffix.lower() == ".jsonl":
         write_jsonl(path, rows)
-    elif ending == ".parquet":
-        _write_parquet(path, rows)
     else:
+        _write_parquet(path, rows)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise a DataError where `write_rows` does not know the ending: before the work whose rows it is to write."""
+    ending = Path(path).suffix.lower()
+    if ending not in WRITABLE:
         raise DataError(f"has the ending {ending or 'none'!r}, expected one of {', '.join(WRITABLE)}", file=path)
 
 

@@ -3,14 +3,14 @@
 Along the reference's own answers to general prompts, at every token, the exact KL(policy ‖ reference) over the vocabulary,
 and the change in that token's log-prob. Both are 0 for a model that is unchanged there.
 
->>> drift(subject, answers, seed=0)["kl_per_token"]  # doctest: +SKIP
+>>> drift(subject, answers, seed=0).table["kl_per_token"]  # doctest: +SKIP
 0.081
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from anchorline.data import messages_to_rows
 from anchorline.evals.stats import bootstrap_mean
@@ -25,6 +25,13 @@ MOST = 5
 """Prompts that drifted most, kept for the report."""
 
 
+class Drift(NamedTuple):
+    """What was measured: over all prompts, and of each."""
+
+    table: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
 def drift(
     subject: Subject,
     answers: Sequence[Answer],
@@ -32,7 +39,7 @@ def drift(
     seed: int,
     groups: Mapping[str, str] | None = None,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Drift:
     """Means over all tokens, in nats, with a bootstrap 95 % interval over prompts; the same for each group of prompts.
 
     `answers` are the reference's own, to general prompts. `groups`: the group of each prompt by its id.
@@ -68,27 +75,27 @@ def drift(
     members: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         members.setdefault(named.get(row["id"], ""), []).append(row)
-    return {
+    table = {
         **_means(rows, seed),
         "groups": {name: _means(members[name], seed) for name in sorted(members) if name},
         "most": sorted(rows, key=lambda row: -row["kl_per_token"])[:MOST],
     }
+    return Drift(table, rows)
 
 
 def _means(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     lengths = [row["tokens"] for row in rows]
     kl = bootstrap_mean([row["kl_per_token"] for row in rows], seed=seed, weights=lengths)
     change = bootstrap_mean([row["logprob_change_per_token"] for row in rows], seed=seed, weights=lengths)
-    several = len(rows) > 1  # one prompt has no spread, and an interval of no width would look sure
     return {
         "prompts": len(rows),
         "tokens": sum(lengths),
         "kl_per_token": kl.mean,
-        "low": kl.low if several else None,
-        "high": kl.high if several else None,
+        "low": kl.low,
+        "high": kl.high,
         "logprob_change_per_token": change.mean,
-        "change_low": change.low if several else None,
-        "change_high": change.high if several else None,
+        "change_low": change.low,
+        "change_high": change.high,
     }
 
 

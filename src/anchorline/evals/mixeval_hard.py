@@ -54,12 +54,15 @@ class Score(NamedTuple):
     score: float
     by_lot: bool
     error: str | None = None
-    """Why a judge did not reply at all."""
+    """Why a judge did not reply at all: then the score is none, and does not count."""
 
 
 def load_items(folder: str | Path, *, limit: int | None = None) -> list[Item]:
     """Both files' items; of each kind the first `limit`. DataError names the file and the item."""
-    return [item for kind in FILES for item in _items(Path(folder) / FILES[kind], kind)[:limit]]
+    items = [item for kind in FILES for item in _items(Path(folder) / FILES[kind], kind)[:limit]]
+    if not items:
+        raise DataError(f"{' and '.join(FILES.values())} hold no items", file=folder)
+    return items
 
 
 def _items(file: Path, kind: Kind) -> list[Item]:

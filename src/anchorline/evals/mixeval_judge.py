@@ -1,7 +1,8 @@
 r"""MixEval's parsing by a model: which option an answer chose, or how right a free-form answer is, 0 to 1.
 
 The reply's [[...]] counts, else its [...]. A reply without one is asked for again, ten times in all; then the option, or
-a score in tenths, is drawn by lot, as the benchmark does it. The judge sees the question without its context, as there.
+a score in tenths, is drawn by lot, as the benchmark does it; where no request was answered, there is no score. The judge
+sees the question without its context, as there.
 The templates are our own.
 
 >>> read_option("It says blue: [[B]]"), read_score("Nearly. [0.8]"), read_score("[[7]]")
@@ -40,7 +41,7 @@ def read_score(reply: str) -> float | None:
 async def score_by_judge(
     item: Item, answer: str, *, judge: Endpoint, temperature: float = 1.0, top_p: float = 1.0, seed: int
 ) -> Score:
-    """The score of one answer. Errors that cost only a request count as a reply without a verdict."""
+    """The score of one answer; with an `error` where each of the requests failed."""
     sampling = Sampling(MOST_TOKENS, temperature, top_p)
     if item.kind == "choice":
         template = packaged_template("anchorline.evals", "mixeval_choice", CHOICE_SLOTS)
@@ -60,7 +61,8 @@ async def score_by_judge(
             return Score(item, float(letter == LETTERS[item.target]), False)
         if item.kind == "free" and (score := read_score(reply.text)) is not None:
             return Score(item, score, False)
-    unheard = errors[0] if len(errors) == ATTEMPTS else None
+    if len(errors) == ATTEMPTS:
+        return Score(item, 0.0, False, errors[0])
     if item.kind == "choice":
-        return Score(item, float(by_lot(item, seed) == LETTERS[item.target]), True, unheard)
-    return Score(item, lot(item, seed) % 11 / 10, True, unheard)
+        return Score(item, float(by_lot(item, seed) == LETTERS[item.target]), True)
+    return Score(item, lot(item, seed) % 11 / 10, True)

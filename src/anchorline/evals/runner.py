@@ -28,7 +28,7 @@ from anchorline.evals.subject import Subject, load_subject
 from anchorline.llm.build import build, check_endpoint
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.device import measuring_dtype
-from anchorline.llm.models import Loaded, adapter_base, fingerprint, load, resolve
+from anchorline.llm.models import Loaded, adapter_base, fingerprint, load, load_tokenizer, resolve
 from anchorline.llm.types import Endpoint, SampleSettings
 from anchorline.progress import SILENT, Progress
 from anchorline.style import Style, load_style
@@ -52,6 +52,27 @@ def _free(id: str, stem: str, taken: Mapping[str, str]) -> str:
     return next(free for free in candidates if free not in taken)
 
 
+def _asked(sources: Sequence[str], limit: int | None) -> Asked:
+    prompts: list[Prompt] = []
+    groups: dict[str, str] = {}
+    problems: list[str] = []
+    for source in sources:
+        found = read_prompts(source)
+        stem = Path(source).stem
+        # files number their rows each for itself: a second "1" is another prompt, and keeps its file's name with it
+        said = {prompt.messages for prompt in prompts}
+        rows = found.rows[:limit]
+        new = [prompt for prompt in rows if prompt.messages not in said]
+        for prompt in new:
+            id = _free(prompt.id, stem, groups)
+            prompts.append(replace(prompt, id=id))
+            groups[id] = prompt.group or stem
+        if left := len(rows) - len(new):
+            problems.append(f"{source}: {left} prompts stand in an earlier file, too, and count there")
+        problems += map(str, found.problems)
+    return Asked(prompts, groups, problems)
+
+
 class Evaluation:
     """See the module."""
 
@@ -72,24 +93,12 @@ class Evaluation:
     @cached_property
     def asked(self) -> Asked:
         """The prompts of all files."""
-        prompts: list[Prompt] = []
-        groups: dict[str, str] = {}
-        problems: list[str] = []
-        for source in self.settings.prompts or (self.need(None, "--prompts"),):
-            found = read_prompts(source)
-            stem = Path(source).stem
-            # files number their rows each for itself: a second "1" is another prompt, and keeps its file's name with it
-            said = {prompt.messages for prompt in prompts}
-            rows = found.rows[: self.settings.limit]
-            new = [prompt for prompt in rows if prompt.messages not in said]
-            for prompt in new:
-                id = _free(prompt.id, stem, groups)
-                prompts.append(replace(prompt, id=id))
-                groups[id] = prompt.group or stem
-            if left := len(rows) - len(new):
-                problems.append(f"{source}: {left} prompts stand in an earlier file, too, and count there")
-            problems += map(str, found.problems)
-        return Asked(prompts, groups, problems)
+        return _asked(self.settings.prompts or (self.need(None, "--prompts"),), self.settings.limit)
+
+    @cached_property
+    def general(self) -> Asked:
+        """The prompts on which drift is measured: those of `general`, else all."""
+        return _asked(self.settings.general, self.settings.limit) if self.settings.general else self.asked
 
     def need(self, value: str | None, option: str) -> str:
         """The value, or a UserError that names the option."""
@@ -106,9 +115,27 @@ class Evaluation:
         else:
             check_endpoint(self.settings.judge)
 
+    def need_same_tokens(self) -> None:
+        """Raise a UserError where there is no model to compare with, or one whose tokens are others."""
+        model, against = self.settings.model, self.need(self.against, "--against")
+        if load_tokenizer(model).get_vocab() != load_tokenizer(against).get_vocab():
+            raise ModelError(
+                f"{model} and {against} have different tokenizers, so log-probs of the same tokens cannot be compared; "
+                "leave out the tasks preference and drift, or name a model with the same tokenizer"
+            )
+
+    def name(self, side: Side) -> str:
+        """The side's model, as it was named."""
+        return self.settings.model if side == "model" else self.need(self.against, "--against")
+
+    def key(self, side: Side, *settings: Any) -> str:
+        """What names a file of the model's replies: the model, its number format, and what it was asked with."""
+        parts = [fingerprint(resolve(self.name(side))), self.settings.eval.dtype, *settings]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
     def loaded(self, side: Side) -> Loaded:
         """The side's model; one at a time is kept."""
-        name = self.settings.model if side == "model" else self.need(self.against, "--against")
+        name = self.name(side)
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
             self._loaded = name, load(name, dtype=measuring_dtype(self.settings.eval.dtype))
@@ -124,10 +151,8 @@ class Evaluation:
             temperature=asked.temperature,
             batch_size=asked.batch_size,
         )
-        model = self.settings.model if side == "model" else self.need(self.against, "--against")
-        parts = [fingerprint(resolve(model)), sampling.model_dump(), self.settings.seed, asked.dtype]
-        key = hashlib.sha256(json.dumps([*parts, [prompt_to_row(prompt) for prompt in prompts]]).encode()).hexdigest()
-        file = self.folder / "answers" / f"{name}-{side}-{key[:12]}.jsonl"
+        key = self.key(side, sampling.model_dump(), self.settings.seed, [prompt_to_row(prompt) for prompt in prompts])
+        file = self.folder / "answers" / f"{name}-{side}-{key}.jsonl"
         return answer_all(file, self.loaded(side), prompts, sampling, seed=self.settings.seed, progress=self.progress)
 
     def subject(self) -> Subject:
@@ -139,13 +164,7 @@ class Evaluation:
         exact = measuring_dtype(dtype)
         if base is not None and resolve(base) == resolve(against):
             return load_subject(trained, against, dtype=exact, packed=False)
-        policy, reference = load(model, dtype=exact), load(against, dtype=exact)
-        if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-            raise ModelError(
-                f"{model} and {against} have different tokenizers, so log-probs of the same tokens cannot be compared; "
-                "leave out the tasks preference and drift, or name a model with the same tokenizer"
-            )
-        return Subject(policy, reference.model, nullcontext, packed=False)
+        return Subject(load(model, dtype=exact), load(against, dtype=exact).model, nullcontext, packed=False)
 
     def keep(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """The rows behind a figure, as NAME.jsonl in the folder."""

@@ -44,7 +44,9 @@ class EvaluationSettings(BaseModel):
     tasks: tuple[str, ...] = Field(default=("style",), min_length=1)
     """The names of evaluations."""
     prompts: tuple[str, ...] = ()
-    """Files of prompts (style, winrate, drift)."""
+    """Files of prompts (style, winrate; drift, where `general` names none)."""
+    general: tuple[str, ...] = ()
+    """Files of prompts that have nothing to do with the style (drift)."""
     style: str | None = None
     """The style's YAML file (style; winrate with the style as judge, or in a model's rubric)."""
     trust_code: bool = False
@@ -64,7 +66,7 @@ class EvaluationSettings(BaseModel):
     judge: EndpointSettings | None = None
     """The model that judges; None: the style's checks."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only this many prompts, pairs and items of each kind, the first ones."""
+    """Use only this many prompts of each file, pairs and items of each kind, the first ones."""
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     """Nats of log-prob become rewards by this factor (preference)."""
     seed: int = Field(default=0, ge=0, lt=2**31)

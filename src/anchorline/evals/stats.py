@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 class MeanInterval(NamedTuple):
-    """A mean with its interval. All three are None where there was no value."""
+    """A mean with its interval. All three are None where there was no value, the bounds where all values are the same."""
 
     mean: float | None
     low: float | None
@@ -67,7 +67,7 @@ def bootstrap_mean(
 
     For quantities without a known distribution, such as the divergence of each prompt. `weights` (each prompt's tokens)
     make it the mean over all tokens, while whole prompts are still what is drawn: the tokens of one prompt are alike.
-    One value has no spread to draw from: its interval is the value itself.
+    Values that are all the same have no spread to draw from, and an interval of no width would look sure: there is none.
     """
     import numpy as np
 
@@ -80,12 +80,15 @@ def bootstrap_mean(
         raise ValueError("got a value that is not a finite number; expected finite values only")
     if weight.shape != sample.shape or not (np.isfinite(weight) & (weight > 0)).all():
         raise ValueError("got weights that do not fit; expected one finite number above 0 for each value")
+    value = float(np.average(sample, weights=weight))
+    if len(set(values)) < 2:
+        return MeanInterval(value, None, None)
     generator = np.random.default_rng(seed)
     # One resample at a time: all of them at once would hold resamples × values numbers.
     draws = (generator.integers(0, len(sample), len(sample)) for _ in range(resamples))
     means = [np.average(sample[draw], weights=weight[draw]) for draw in draws]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return MeanInterval(float(np.average(sample, weights=weight)), float(low), float(high))
+    return MeanInterval(value, float(low), float(high))
 
 
 def _z(level: float) -> float:

@@ -8,7 +8,7 @@ A figure is a value with n and its 95 % interval; beside it the other model's an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anchorline.errors import UserError
@@ -38,8 +38,8 @@ TASKS = {
 }
 
 
-def evaluate(work: Evaluation) -> dict[str, Any]:
-    """All tasks of the settings, in their order.
+def evaluate(work: Evaluation) -> Iterator[dict[str, Any]]:
+    """All tasks of the settings, in their order: after each one what has been found so far.
 
     Raises:
         UserError: a task is not known, or lacks what it needs.
@@ -51,9 +51,12 @@ def evaluate(work: Evaluation) -> dict[str, Any]:
         raise UserError(f"--tasks: got {unknown[0]!r}, expected some of {', '.join(TASKS)}")
     read = {name: TASKS[name].needs(work) for name in work.settings.tasks}
     given = work.settings.answers and set(work.settings.tasks) == {"winrate"}
-    return {
+    table: dict[str, Any] = {
         "model": work.settings.model,
         "against": None if given else work.against,  # given answers are named by the task itself
         "seed": work.settings.seed,
-        "tasks": {name: TASKS[name].run(work, needs) for name, needs in read.items()},
+        "tasks": {},
     }
+    for name, needs in read.items():
+        table["tasks"][name] = TASKS[name].run(work, needs)
+        yield table

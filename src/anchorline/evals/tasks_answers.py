@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from anchorline.data import failure_to_row, read_answers
-from anchorline.errors import DataError, StyleError
+from anchorline.errors import DataError, MissingExtra, StyleError, UserError
 from anchorline.evals.figure import Figures, make_figure
 from anchorline.evals.runner import Evaluation, Side
 from anchorline.evals.style import share_kept
@@ -37,6 +38,9 @@ def style_task(work: Evaluation, needs: tuple[Style, list[Prompt]]) -> Figures:
     answers = {side: work.answers(side, prompts, "prompts") for side in sides}
     shares = {side: share_kept(style, answers[side]) for side in sides}
     kept = {side: [check(style, answer.prompt, answer.text) for answer in answers[side]] for side in sides}
+    for side in sides:
+        rows = zip(answers[side], kept[side], strict=True)
+        work.keep(f"style-{side}", ({"id": answer.id, "rules": row, "answer": answer.text} for answer, row in rows))
 
     def kept_figure(name: str, rule: str | None) -> Figures:
         parts = {side: shares[side]["rules"][rule] if rule else shares[side]["all"] for side in sides}
@@ -69,7 +73,11 @@ def winrate_needs(work: Evaluation) -> WinrateNeeds:
         style_judge(work.style)
     else:
         work.need_judge()
+        if find_spec("sklearn") is None:
+            raise MissingExtra("the length-controlled win rate", "eval")
     style = work.style if settings.style else None
+    if settings.answers and settings.against and set(settings.tasks) == {"winrate"}:
+        raise UserError("--against and --answers both say whose answers to win against; give one of them")
     if settings.answers:
         return WinrateNeeds(style, _given(settings.answers, asked.prompts))
     work.need(work.against, "--against (a model) or --answers (given ones)")

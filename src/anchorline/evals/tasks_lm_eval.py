@@ -9,22 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from anchorline.evals.figure import Figures, make_figure
-from anchorline.evals.lm_harness import HarnessTask, harness
+from anchorline.evals.lm_harness import HarnessTask, harness, known_tasks
 from anchorline.evals.runner import Evaluation, Side
 from anchorline.evals.stats import wilson
 
 
 def lm_eval_needs(work: Evaluation) -> tuple[str, ...]:
-    """The names of tasks."""
-    return work.settings.lm_tasks or (work.need(None, "--lm-task"),)
+    """The names of tasks, which the harness knows."""
+    names = work.settings.lm_tasks or (work.need(None, "--lm-task"),)
+    known_tasks(names, include=_include(work))
+    return names
 
 
 def lm_eval_task(work: Evaluation, names: tuple[str, ...]) -> Figures:
     """Tasks of lm-evaluation-harness, with its own metrics; a metric that is a mean over documents is compared in pairs."""
-    include = Path(work.settings.lm_include) if work.settings.lm_include else None
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
     found = {
-        side: harness(work.loaded(side), names, include=include, limit=work.settings.limit, seed=work.settings.seed)
+        side: harness(
+            work.loaded(side),
+            names,
+            include=_include(work),
+            limit=work.settings.limit,
+            seed=work.settings.seed,
+            replies=work.folder / "lm_eval" / f"{side}-{work.key(side)}.jsonl",
+            progress=work.progress,
+        )
         for side in sides
     }
     for side in sides:
@@ -38,6 +47,10 @@ def lm_eval_task(work: Evaluation, names: tuple[str, ...]) -> Figures:
     ]
     tables = {side: {name: task.metrics for name, task in found[side].items()} for side in sides}
     return {"figures": figures, "tables": tables}
+
+
+def _include(work: Evaluation) -> Path | None:
+    return Path(work.settings.lm_include) if work.settings.lm_include else None
 
 
 def _metric_figure(work: Evaluation, tasks: dict[Side, HarnessTask], task: str, name: str) -> Figures:

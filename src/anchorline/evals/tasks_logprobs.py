@@ -17,14 +17,14 @@ from anchorline.types import Pair
 
 def preference_needs(work: Evaluation) -> Loaded[Pair]:
     """The pairs, and a model to compare with."""
-    work.need(work.against, "--against")
+    work.need_same_tokens()
     return read_pairs(work.need(work.settings.pairs, "--pairs"))
 
 
 def drift_needs(work: Evaluation) -> Asked:
     """The prompts, and a model to compare with."""
-    work.need(work.against, "--against")
-    return work.asked
+    work.need_same_tokens()
+    return work.general
 
 
 def preference_task(work: Evaluation, found: Loaded[Pair]) -> Figures:
@@ -43,7 +43,9 @@ def preference_task(work: Evaluation, found: Loaded[Pair]) -> Figures:
 def drift_task(work: Evaluation, asked: Asked) -> Figures:
     """How far the model moved from the reference, along the reference's own answers, by group of prompts."""
     answers = work.answers("against", asked.prompts, "general", max_new_tokens=work.settings.eval.general_tokens)
-    table = drift(work.subject(), answers, seed=work.settings.seed, groups=asked.groups, progress=work.progress)
+    moved = drift(work.subject(), answers, seed=work.settings.seed, groups=asked.groups, progress=work.progress)
+    work.keep("drift", moved.rows)
+    table = moved.table
 
     def both(name: str, part: Figures) -> list[Figures]:
         change = {"share": part["logprob_change_per_token"], "low": part["change_low"], "high": part["change_high"]}

@@ -28,7 +28,13 @@ def mixeval_task(work: Evaluation, items: list[Item]) -> Figures:
     """MixEval-Hard: overall, each half, each benchmark; against another model paired over the items."""
     prompts = [question(item) for item in items]
     sides: list[Side] = ["model", "against"] if work.against else ["model"]
-    scores = {side: _scores(work, items, work.answers(side, prompts, "mixeval")) for side in sides}
+    answers = {side: work.answers(side, prompts, "mixeval") for side in sides}
+    scores = {side: _scores(work, items, answers[side]) for side in sides}
+    for side in sides:
+        work.keep(f"mixeval_hard-{side}", map(_row, scores[side], answers[side]))
+    unjudged = [(side, one) for side in sides for one in scores[side] if one.error]
+    lacking = {one.item.id for _, one in unjudged}  # for both models: what is compared has been scored for both
+    scores = {side: [one for one in scores[side] if one.item.id not in lacking] for side in sides}
     tables = {side: mixeval_table(scores[side], seed=work.settings.seed) for side in sides}
 
     def score_figure(name: str, *path: str, kind: str | None = None, benchmark: str | None = None) -> Figures:
@@ -54,7 +60,14 @@ def mixeval_task(work: Evaluation, items: list[Item]) -> Figures:
         figures.append(score_figure(label, kind, kind=kind))
         for name in tables["model"]["benchmarks"][kind]:
             figures.append(score_figure(f"{label}: {name}", "benchmarks", kind, name, kind=kind, benchmark=name))
-    return {"figures": figures, "tables": tables, "parser": work.settings.parser}
+    left_out = [f"{one.item.id} ({side}): {one.error}" for side, one in unjudged]
+    return {"figures": figures, "tables": tables, "parser": work.settings.parser, "left_out": left_out}
+
+
+def _row(score: Score, answer: Answer) -> Figures:
+    item = score.item
+    found = {"score": None if score.error else score.score, "by_lot": score.by_lot, "error": score.error}
+    return {"id": item.id, "benchmark": item.benchmark, "kind": item.kind, **found, "answer": answer.text}
 
 
 def _scores(work: Evaluation, items: Sequence[Item], answers: Sequence[Answer]) -> list[Score]:

@@ -93,7 +93,7 @@ def load(model: str, *, dtype: DtypeName = "auto") -> Loaded:
     path = resolve(model)
     try:
         from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
     except ImportError as error:
         raise MissingExtra("running a model", "train") from error
     base = adapter_base(path)
@@ -102,7 +102,7 @@ def load(model: str, *, dtype: DtypeName = "auto") -> Loaded:
             network: Any = AutoModelForCausalLM.from_pretrained(
                 resolve(base) if base else path, dtype=torch_dtype(device)
             )
-            tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            tokenizer = load_tokenizer(model)
             if base:
                 from peft import PeftModel
 
@@ -118,6 +118,26 @@ def load(model: str, *, dtype: DtypeName = "auto") -> Loaded:
         tokenizer.pad_token = tokenizer.eos_token
     network.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return Loaded(network.to(device.name).eval(), tokenizer, path, device)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer alone, as transformers gives it.
+
+    Raises:
+        ModelError: there is none.
+        MissingExtra: transformers is not installed.
+
+    """
+    path = resolve(model)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra("running a model", "train") from error
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"the tokenizer of {model!r} could not be loaded: {first_line(error)}") from error
 
 
 def _contiguous(head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -35,6 +35,7 @@ from anchorline.types import Answer, Pair
 
 RESULT = "cell.json"
 CURVES = ("step", "chosen_reward", "rejected_reward", "retain_kl")
+DRIFT = {"drift": "kl_per_token", "drift_low": "low", "drift_high": "high", "drift_n": "prompts"}
 POINT = ("step", "share", "rules_kept", "drift")
 """What is kept of each point of a training that is evaluated."""
 
@@ -111,12 +112,12 @@ def _evaluated(run: RunContext, folder: Path, model: Path, answers: str) -> dict
     after = here.answer(subject.policy, run.prompts("evals/prompts.jsonl"), eval_sampling(recipe), answers)
     attend(subject, "packed")
     general = run.read("evals/general.jsonl", answer_from_row)
-    moved = drift(subject, general, seed=recipe.seed, progress=run.progress)
+    moved = drift(subject, general, seed=recipe.seed, progress=run.progress).table
     if moved.get("kl_per_token") is None:
         raise DataError(
             "the model's answers to the general prompts are empty, and drift is measured on them; take others"
         )
-    drifted = {"drift": moved["kl_per_token"], "drift_low": moved["low"], "drift_high": moved["high"]}
+    drifted = {name: moved[of] for name, of in DRIFT.items()}
     return answered(run.style, after, _grid(run).tone) | drifted
 
 

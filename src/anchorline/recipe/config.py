@@ -119,6 +119,8 @@ class Recipe(BaseModel):
     """The grid of `anchorline compare`."""
 
 
+SECRET = ("llm", "judge")
+"""Groups of settings whose values are not shown: a key may stand there by mistake. `judge` is that of `eval --model`."""
 PATHS = (
     ("model",),
     ("style",),
@@ -182,7 +184,7 @@ def override_setting(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         # what is meant for the models may be a key
-        shown = f"{key}=…" if parts[0] == "llm" else override
+        shown = f"{key}=…" if parts[0] in SECRET else override
         raise RecipeError(f"--set {shown}: the value is not YAML ({yaml_problem(error)})") from error
     place = data
     for part in parts[:-1]:
@@ -190,8 +192,8 @@ def override_setting(data: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            got = "a value that is not shown" if parts[0] == "llm" else repr(inner)
-            shown = f"{key}=…" if parts[0] == "llm" else override
+            got = "a value that is not shown" if parts[0] in SECRET else repr(inner)
+            shown = f"{key}=…" if parts[0] in SECRET else override
             raise RecipeError(f"--set {shown}: {part} is {got}, not a group of settings")
         place[part] = inner = dict(inner)
         place = inner
@@ -204,7 +206,7 @@ def problem(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     # whatever stands among the models' settings by mistake may be a key
     value = first.get("input")
-    hidden = first["loc"][:1] == ("llm",) and not _NUMBER.fullmatch(str(value))
+    hidden = first["loc"][:1] in {(name,) for name in SECRET} and not _NUMBER.fullmatch(str(value))
     got = "a value that is not shown" if hidden else _short(value)
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"

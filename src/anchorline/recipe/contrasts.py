@@ -75,11 +75,11 @@ def _row(grid: CompareSettings, done: Results, maker: str, objective: str) -> di
 
 
 def _point(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A training's figures with their intervals and n; of rules, a cell of an earlier version has none."""
+    """A training's figures with their intervals and n; a cell of an earlier version has not all of them."""
     names = ("maker", "objective", "weight", "seed", "learning_rate", "share", "n", "drift", "drift_low", "drift_high")
     span = wilson(sum(result["kept"]), result["n"])
-    rules = {name: result.get(name) for name in ("rules_kept", "rules_low", "rules_high")}
-    return {name: result[name] for name in names} | {"low": span.low, "high": span.high} | rules
+    later = {name: result.get(name) for name in ("rules_kept", "rules_low", "rules_high", "drift_n")}
+    return {name: result[name] for name in names} | {"low": span.low, "high": span.high} | later
 
 
 def _held(grid: CompareSettings, done: Results, cell: Any) -> bool:

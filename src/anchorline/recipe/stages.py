@@ -345,8 +345,9 @@ def _evaluate(run: RunContext) -> list[Failure]:
     if general:
         source = Path((recipe.prompts and recipe.prompts.general) or "general").stem
         groups = {prompt.id: prompt.group or source for prompt in run.prompts("evals/general-prompts.jsonl")}
-        table = drift(subject, general, seed=recipe.seed, groups=groups, progress=run.progress)
-        write_json(run.path("evals/drift.json"), table)
+        moved = drift(subject, general, seed=recipe.seed, groups=groups, progress=run.progress)
+        write_json(run.path("evals/drift.json"), moved.table)
+        write_jsonl(run.path("evals/drift.jsonl"), moved.rows)
     return failures
 
 
@@ -524,6 +525,7 @@ _EVALS = (
     "evals/preference.json",
     "evals/preference.jsonl",
     "evals/drift.json",
+    "evals/drift.jsonl",
 )
 
 STAGES: tuple[Stage, ...] = (

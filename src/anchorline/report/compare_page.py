@@ -78,13 +78,15 @@ def compare_text(table: Mapping[str, Any]) -> str:
         f"before training {percent(before['share'])} of "
         f"{before['n']} held-out answers keep every rule".replace("\u00a0", " "),
         "",
-        f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}{'drift':>8}{'words':>7}{'cut':>6}  rate",
+        f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}"
+        f"{'drift':>8}{'95 %':>15}{'n':>5}{'words':>7}{'cut':>6}  rate",
     ]
     for row in table["rows"]:
         span = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         lines.append(
             f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
-            f"{_hundred(row['further_seeds']):>7}{row['drift']:>z8.3f}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
+            f"{_hundred(row['further_seeds']):>7}"
+            f"{row['drift']:>z8.3f}{_span(row):>15}{row.get('drift_n') or '–':>5}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
             f"  {row['learning_rate']:g}"
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
@@ -95,6 +97,10 @@ def compare_text(table: Mapping[str, Any]) -> str:
             f"n {one['n']}, best of {one['rates']}, drift {one['drift_difference']:+z.3f}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _span(row: Mapping[str, Any]) -> str:
+    return "–" if row.get("drift_low") is None else f"{row['drift_low']:z.3f}-{row['drift_high']:z.3f}"
 
 
 def _hundred(value: float | None) -> str:

@@ -28,7 +28,10 @@ TITLES = {
     ),
     "winrate": ("Win rate", "Whose answers are better, each prompt's two judged in both orders. A tie is half a win."),
     "mixeval_hard": ("MixEval-Hard", "Mean scores of the benchmark's questions."),
-    "lm_eval": ("lm-evaluation-harness", "The harness's own metrics; intervals are ±1.96 of its standard errors."),
+    "lm_eval": (
+        "lm-evaluation-harness",
+        "The harness's own metrics; intervals are Wilson's for shares of documents, else ±1.96 standard errors.",
+    ),
 }
 """A task's heading, and how its figures are read."""
 
