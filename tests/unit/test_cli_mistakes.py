@@ -233,12 +233,6 @@ MISTAKES = [
         ("`style` is lacking",),
         ("advise", "--policy", "model", "--pairs", "p.jsonl", "--out", "out"),
     ),
-    Mistake(
-        "advice written to an unknown kind of file",
-        pairs_file,
-        ("own.txt: has the ending '.txt', expected one of .jsonl, .parquet",),
-        ("advise", "--policy", "model", "--pairs", "p.jsonl", "--style", "r/style.yaml", "--per-pair", "own.txt"),
-    ),
     Mistake("system message blank", recipe(prompts__system=" "), ("system: is blank",)),
     Mistake("hub prompts offline", recipe(prompts__train="nobody/nothing"), ("nobody/nothing", "HF_HUB_OFFLINE")),
     Mistake(
@@ -400,6 +394,13 @@ def test_mistake(place: Path, mistake: Mistake) -> None:
     line = complaint(mistake.words)
     for part in mistake.says:
         assert part in line
+
+
+def test_advice_is_not_begun_for_a_file_that_cannot_be_written(place: Path) -> None:
+    pairs_file()
+    words = ("advise", "--policy", "model", "--pairs", "p.jsonl", "--style", "r/style.yaml", "--per-pair", "own.txt")
+    line = complaint((*words, "--out", "out"))
+    assert "own.txt: has the ending '.txt', expected one of .jsonl, .parquet" in line and not Path("out").exists()
 
 
 def test_the_unspoilt_recipe_passes_the_same_checks(place: Path) -> None:
