@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from anchorline.evals import length_control
 from anchorline.evals.length_control import length_controlled
 from anchorline.evals.lm_harness import HarnessTask
 from anchorline.evals.paired import compare_results, mcnemar, spread
@@ -73,7 +74,8 @@ def test_a_judge_that_always_says_first_comes_out_even() -> None:
     assert (table["n"], table["win_rate"], table["flip_rate"]) == (12, 0.5, 1.0)
     assert (table["wins"], table["losses"], table["ties"], table["flips"]) == (0, 0, 12, 12)
     assert table["low"] < 0.3 and table["high"] > 0.7, "twelve flips know nothing"
-    assert table["length_controlled"]["rate"] is None
+    controlled = table["length_controlled"]
+    assert controlled["rate"] == pytest.approx(0.5) and controlled["low"] < 0.3 and controlled["high"] > 0.7
 
 
 def test_a_reply_without_a_verdict_is_no_tie() -> None:
@@ -123,8 +125,6 @@ def test_length_control_takes_away_what_length_alone_won() -> None:
 def test_length_control_is_statsmodels_logit_where_the_penalty_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import statsmodels.api as sm
 
-    from anchorline.evals import length_control
-
     monkeypatch.setattr(length_control, "_strength", lambda *_: 1e6)
     generator = np.random.default_rng(3)
     delta, wins = generator.normal(20, 100, 150), generator.choice([0.0, 0.5, 1.0], 150)
@@ -137,12 +137,67 @@ def test_length_control_is_statsmodels_logit_where_the_penalty_is_nothing(monkey
     assert found.length_effect == pytest.approx(phi, abs=1e-2)
 
 
-def test_draws_of_wins_alone_are_fitted_quietly(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("anchorline.evals.length_control.RESAMPLES", 60)
-    found = length_controlled([1.0] * 10 + [0.0], [10.0 * n for n in range(11)], seed=0)
-    assert found.high is not None and found.high <= 1 and capfd.readouterr() == ("", "")
+@pytest.mark.parametrize(("wins", "n"), [(37.0, 40), (40.0, 40), (0.0, 10), (10.5, 21)])
+def test_at_constant_lengths_the_interval_is_of_a_share(wins: float, n: int) -> None:
+    """Where (k + 1/2) log p + (n − k + 1/2) log(1 − p) lies 3.8415 / 2 below its top at (k + 1/2) / (n + 1)."""
+    points = [1.0] * int(wins) + [0.5] * round(2 * (wins % 1)) + [0.0] * int(n - wins)
+    found = length_controlled(points, [5.0] * n, seed=0)
+
+    def fallen(p: float) -> float:
+        def value(p: float) -> float:
+            return (wins + 0.5) * math.log(p) + (n - wins + 0.5) * math.log(1 - p)
+
+        return value((wins + 0.5) / (n + 1)) - value(p)
+
+    assert found.rate is not None and found.low is not None and found.high is not None
+    assert found.low <= found.rate <= found.high
+    # an end that holds the rate of wins alone lies further out
+    if wins > 0:
+        assert fallen(found.low) == pytest.approx(3.8415 / 2, abs=1e-3)
+    if wins < n:
+        assert fallen(found.high) == pytest.approx(3.8415 / 2, abs=1e-3)
+
+
+def test_results_that_are_parted_have_an_interval(capfd: pytest.CaptureFixture[str]) -> None:
+    even = [float(n - 20) for n in range(41)]
+    won = length_controlled([1.0] * 41, even, seed=0)
+    lost = length_controlled([0.0] * 41, even, seed=0)
+    assert won.low is not None and won.high is not None and lost.low is not None and lost.high is not None
+    assert 0.8 < won.low < 0.95 and 0.999 < won.high <= 1
+    assert (lost.low, lost.high) == pytest.approx((1 - won.high, 1 - won.low), abs=1e-4)
+    # a win wherever ours is longer, with one of equal length in between: nothing is known of equal lengths
+    parted = length_controlled([0.0] * 20 + [0.5] + [1.0] * 20, even, seed=0)
+    assert parted.low is not None and parted.high is not None and parted.low < 0.3 and parted.high > 0.7
+    # only the longest of sixty lost
+    last = length_controlled([1.0] * 59 + [0.0], list(range(60)), seed=0)
+    assert last.low is not None and last.low < 0.7, (
+        "all but some differences are long: little is known of equal lengths"
+    )
+    # all some thousand characters longer: what length did cannot be told from the rest
+    far = length_controlled([1.0, 1.0, 1.0, 0.0] * 10, [1000.0 + n for n in range(40)], seed=0)
+    assert far.low is not None and far.high is not None and far.low < 0.001 and far.high > 0.999
+    assert capfd.readouterr() == ("", "")
+
+
+def test_other_answers_first_turns_the_interval_round() -> None:
+    generator = np.random.default_rng(5)
+    wins, delta = generator.choice([0.0, 0.5, 1.0], 50, p=[0.1, 0.2, 0.7]), generator.normal(50, 100, 50)
+    ours = length_controlled(wins.tolist(), delta.tolist(), seed=0)
+    theirs = length_controlled((1 - wins).tolist(), (-delta).tolist(), seed=0)
+    assert ours == length_controlled(wins.tolist(), delta.tolist(), seed=0)
+    assert ours.low is not None and theirs.high is not None and ours.low == pytest.approx(1 - theirs.high, abs=1e-4)
+
+
+def test_the_interval_of_a_high_length_controlled_rate_holds_it() -> None:
+    generator = np.random.default_rng(11)
+    above = below = 0
+    for _ in range(100):
+        delta = generator.normal(50, 100, 40)
+        wins = (generator.random(40) < 1 / (1 + np.exp(-math.log(9) - 0.5 * np.tanh(delta / 100)))).astype(float)
+        low, high = (1 / (1 + math.exp(-end)) for end in length_control._interval(wins, length_control._columns(delta)))
+        above, below = above + (low > 0.9), below + (high < 0.9)
+    # 5 of 100 are to miss, give or take 2; of a bootstrap, some 12 lie above
+    assert above <= 5 and below <= 9 and 1 <= above + below <= 11
 
 
 def test_too_few_results_are_not_fitted() -> None:

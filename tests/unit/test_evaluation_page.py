@@ -13,13 +13,6 @@ from anchorline.evals.winrate import winrate_table
 from anchorline.report.evaluation_page import build_evaluation_page
 from anchorline.types import Verdict
 
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page needs an interval, not a good one."""
-    monkeypatch.setattr("anchorline.evals.length_control.RESAMPLES", 40)
-
-
 WINNERS = {"a": Verdict("a"), "b": Verdict("b"), "t": Verdict("tie")}
 HOSTILE = "<script>alert(1)</script>\u202e{{ 7 * 7 }}"
 
@@ -71,7 +64,7 @@ def test_drift_stands_by_group() -> None:
     [
         ("aaaaaaaaabtt", "0.0215", "At equal lengths better: the interval lies above 50 %."),
         ("abababababtt", "1", "At equal lengths not settled: the interval holds 50 %."),
-        ("aab", "1", "Length control needs 10 results or more that are not all the same."),
+        ("aab", "1", "Length control needs 10 results or more."),
     ],
 )
 def test_a_win_rate_is_read_against_a_half(winners: str, p: str, said: str) -> None:

@@ -174,7 +174,7 @@ def _show_verdicts(task: dict[str, Any]) -> None:
         print(f"  that neither is better: p = {found['p']:.3g} (sign test, exact, wins against losses)")
     controlled = found["length_controlled"]
     if controlled["rate"] is None:
-        print("  length control needs 10 results or more that are not all the same")
+        print("  length control needs 10 results or more")
     else:
         print(f"  at equal lengths {reading(controlled['low'], controlled['high'])}")
     print(f"  against: {task['against']}")
