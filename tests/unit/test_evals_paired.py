@@ -196,7 +196,7 @@ def test_the_interval_of_a_high_length_controlled_rate_holds_it() -> None:
         wins = (generator.random(40) < 1 / (1 + np.exp(-math.log(9) - 0.5 * np.tanh(delta / 100)))).astype(float)
         low, high = (1 / (1 + math.exp(-end)) for end in length_control._interval(wins, length_control._columns(delta)))
         above, below = above + (low > 0.9), below + (high < 0.9)
-    # 5 of 100 are to miss, give or take 2; of a bootstrap, some 12 lie above
+    # 5 of 100 are to miss, give or take 2; of a percentile bootstrap's, some 27 lie above
     assert above <= 5 and below <= 9 and 1 <= above + below <= 11
 
 
