@@ -330,7 +330,6 @@ def _compiled(compiler: list[str]) -> Path:
     for found in folder.glob(f"{made_from}-*.so"):
         if found.stem == f"{made_from}-{_digest(found.read_bytes())}":
             return found
-        found.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "native.so"
         command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
