@@ -108,7 +108,11 @@ def test_rejected_answers_that_are_the_policys_own_ask_for_no_judgements():
 @pytest.mark.parametrize(
     ("chosen", "own", "says"),
     [
-        ([WIN] * 18 + [LOSS] * 22, True, "About 783 judged pairs"),
+        (
+            [WIN] * 18 + [LOSS] * 22,
+            True,
+            "About 783 judged pairs in all, 743 more, would settle it (chance 80 %); the file has 50. ",
+        ),
         ([WIN] * 18 + [LOSS] * 22, False, "If 50 % is what it is"),  # against rejected it is
         (HALF, True, "If 50 % is what it is"),
         ([], True, ""),
@@ -118,7 +122,7 @@ def test_rejected_answers_that_are_the_policys_own_ask_for_no_judgements():
 )
 def test_what_is_said_of_more_judgements(chosen, own, says):
     found = advise(met(chosen, HALF[: len(chosen)]), own_rejected=own)
-    more = _more({**found._asdict(), "judged": found.chosen.n})
+    more = _more({**found._asdict(), "judged": found.chosen.n, "pairs": 50})
     assert more.startswith(says) and bool(more) == bool(says)
 
 

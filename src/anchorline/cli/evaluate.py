@@ -75,8 +75,9 @@ def evaluate(
 
       anchorline eval runs/harbour --json
 
-      anchorline eval --model runs/harbour/model --tasks style,winrate,drift --style styles/harbour.yaml \
-        --prompts runs/harbour/evals/prompts.jsonl --general prompts/general.jsonl --out runs/checked
+      anchorline eval --model runs/harbour/model --tasks style,winrate,drift \
+        --style styles/harbour.yaml --prompts runs/harbour/evals/prompts.jsonl \
+        --general prompts/general.jsonl --out runs/checked
     """
     named = {
         "against": against,
