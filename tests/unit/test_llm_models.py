@@ -195,6 +195,8 @@ def test_the_embedded_model_is_converted_once_for_each_file(package, monkeypatch
     monkeypatch.setattr(embedded, "_convert", convert)
     first = embedded.embedded_path("embedded:smollm2-135m-instruct")
     assert embedded.embedded_path("embedded:smollm2-135m-instruct") == first and calls == [package]
+    assert embedded.embedded_id(str(first)) == "embedded:smollm2-135m-instruct"
+    assert embedded.embedded_id(str(first.parent / "other-1")) is embedded.embedded_id(f"/x/{first.name}") is None
     package.write_bytes(b"a newer version")
     assert embedded.embedded_path("embedded:smollm2-135m-instruct") != first and len(calls) == 2
     assert not list(first.parent.glob(".*"))

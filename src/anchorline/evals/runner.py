@@ -28,6 +28,7 @@ from anchorline.evals.subject import Subject, load_subject
 from anchorline.llm.build import build, check_endpoint
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.device import measuring_dtype
+from anchorline.llm.embedded import embedded_id
 from anchorline.llm.models import Loaded, adapter_base, fingerprint, load, load_tokenizer, resolve
 from anchorline.llm.types import Endpoint, SampleSettings
 from anchorline.progress import SILENT, Progress
@@ -84,6 +85,11 @@ class Evaluation:
     def against(self) -> str | None:
         """The model to compare with: the one that is named, else an adapter's base."""
         return self.settings.against or adapter_base(resolve(self.settings.model))
+
+    @property
+    def against_shown(self) -> str | None:
+        """Its name for readers: of an embedded model the id, not the folder on this machine that an adapter names."""
+        return self.against and (embedded_id(self.against) or self.against)
 
     @cached_property
     def style(self) -> Style:

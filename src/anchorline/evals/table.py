@@ -53,7 +53,7 @@ def evaluate(work: Evaluation) -> Iterator[dict[str, Any]]:
     given = work.settings.answers and set(work.settings.tasks) == {"winrate"}
     table: dict[str, Any] = {
         "model": work.settings.model,
-        "against": None if given else work.against,  # given answers are named by the task itself
+        "against": None if given else work.against_shown,  # given answers are named by the task itself
         "seed": work.settings.seed,
         "tasks": {},
     }

@@ -123,7 +123,7 @@ def winrate_task(work: Evaluation, needs: WinrateNeeds) -> Figures:
             make_figure("win rate, length-controlled", controlled["n"], controlled | {"share": controlled["rate"]}),
         ],
         "table": table,
-        "against": work.settings.answers or work.against,
+        "against": work.settings.answers or work.against_shown,
         "unjudged": len(judged.failures),
         "left_out": [*left_out, *(f"{row.id}: {row.reason}" for row in judged.failures)],
     }

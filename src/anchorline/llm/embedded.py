@@ -91,6 +91,12 @@ def embedded_path(model: str) -> Path:
     return target
 
 
+def embedded_id(folder: str) -> str | None:
+    """The `embedded:` id of a folder that `embedded_path` has made; None of any other."""
+    name = Path(folder).name.rpartition("-")[0]
+    return PREFIX + name if name in EMBEDDED and Path(folder).parent == cache_folder() / "models" else None
+
+
 def _convert(source: Path, target: Path) -> None:
     try:
         import torch
