@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -112,6 +113,24 @@ def test_what_is_lacking_is_said_before_the_model_answers(words: list[str], said
     done = CliRunner().invoke(app, [str(word).format(**named) for word in [*common, *words]])
     assert done.exit_code and said in " ".join(done.output.split()), done.output
     assert not (tmp_path / "out" / "answers").exists() and "sk-a-key" not in done.output
+
+
+def test_a_package_that_is_lacking_is_said_before_the_model_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "anchorline.evals.tasks_answers.find_spec", lambda name: None if name == "sklearn" else found(name)
+    )
+    model = save_tiny_chat(tmp_path / "model")
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "where is my tent"}])
+    (tmp_path / "s.yaml").write_text("name: s\nrules: [{kind: no_exclamation}]\n")
+    words = ["eval", "--model", model, "--against", model, "--tasks", "winrate", "--prompts", prompts]
+    done = CliRunner().invoke(
+        app, [str(w) for w in [*words, "--style", tmp_path / "s.yaml", "--out", tmp_path / "out"]]
+    )
+    assert done.exit_code == 2 and "'.[eval]'" in done.output, done.output
+    assert not (tmp_path / "out" / "answers").exists()
 
 
 def other_tokens(folder: Path) -> Path:

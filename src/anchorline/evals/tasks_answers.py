@@ -73,8 +73,8 @@ def winrate_needs(work: Evaluation) -> WinrateNeeds:
         style_judge(work.style)
     else:
         work.need_judge()
-        if find_spec("sklearn") is None:
-            raise MissingExtra("the length-controlled win rate", "eval")
+    if find_spec("sklearn") is None:
+        raise MissingExtra("the length-controlled win rate", "eval")
     style = work.style if settings.style else None
     if settings.answers and settings.against and set(settings.tasks) == {"winrate"}:
         raise UserError("--against and --answers both say whose answers to win against; give one of them")
