@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from anchorline.cli.evaluate import _beside
 from anchorline.evals.figure import make_figure
 from anchorline.evals.winrate import winrate_table
 from anchorline.report.evaluation_page import build_evaluation_page
@@ -83,3 +84,15 @@ def test_names_are_only_text() -> None:
     task["figures"][0]["name"] = HOSTILE
     page = build_evaluation_page({"model": HOSTILE, "against": HOSTILE, "tasks": {"winrate": task, HOSTILE: task}})
     assert "<script" not in page and "\u202e" not in page and "{{ 7 * 7 }}" in page
+
+
+def test_the_console_says_the_paired_difference_with_its_interval():
+    def said(unit, **difference):
+        found = {"mean": None, "low": None, "high": None, "p": None, "test": "t"} | difference
+        return _beside({"unit": unit, "against": {"value": 0.5, "low": None, "high": None}, "difference": found})
+
+    assert said("share", mean=0.25, low=-0.1, high=0.6, p=0.04) == (
+        "; against: 50.0%; difference: +25.0 (-10.0 to +60.0) points; p = 0.04 (t)"
+    )
+    assert said("metric", mean=-0.5) == "; against: 0.5000; difference: -0.5000"
+    assert said("share") == "; against: 50.0%"

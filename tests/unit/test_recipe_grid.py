@@ -145,6 +145,9 @@ def test_a_contrast_without_spread_has_no_interval():
     assert "-0.000" not in text and "−0.000" not in build_compare_page(shown)
     assert f"x: {len(cells)} cells, " in text and "x: 1 cell, " in compare_text({**shown, "cells": shown["cells"][:1]})
     assert "None" not in build_compare_page(shown)
+    shown["rows"][0] |= {"drift": 0.25, "drift_low": 0.2, "drift_high": 0.3, "drift_n": 100}
+    assert "0.250    0.200-0.300  100" in compare_text(shown), "drift with its interval and n"
+    assert "nats a token on 100 general prompts" in build_compare_page(shown)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from anchorline.types import Answer, Pair
 RESULT = "cell.json"
 CURVES = ("step", "chosen_reward", "rejected_reward", "retain_kl")
 DRIFT = {"drift": "kl_per_token", "drift_low": "low", "drift_high": "high", "drift_n": "prompts"}
+"""What is kept of drift, under which names."""
 POINT = ("step", "share", "rules_kept", "drift")
 """What is kept of each point of a training that is evaluated."""
 

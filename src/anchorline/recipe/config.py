@@ -206,7 +206,7 @@ def problem(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     # whatever stands among the models' settings by mistake may be a key
     value = first.get("input")
-    hidden = first["loc"][:1] in {(name,) for name in SECRET} and not _NUMBER.fullmatch(str(value))
+    hidden = next(iter(first["loc"]), None) in SECRET and not _NUMBER.fullmatch(str(value))
     got = "a value that is not shown" if hidden else _short(value)
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
