@@ -35,7 +35,7 @@ def model_of(kind: str) -> Any:
     return model
 
 
-def step(model: Any) -> tuple[dict[str, torch.Tensor], int]:
+def step(model: Any, dtype: torch.dtype = torch.bfloat16) -> tuple[dict[str, torch.Tensor], int]:
     """Log-probs and gradients, and the bytes that the backward kept."""
     model.zero_grad()
     kept: dict[int, int] = {}
@@ -45,7 +45,7 @@ def step(model: Any) -> tuple[dict[str, torch.Tensor], int]:
             kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with multiplying_in(model, torch.bfloat16):
+    with multiplying_in(model, dtype):
         own = {p.untyped_storage().data_ptr() for p in model.parameters()}
         with saved_tensors_hooks(keep, lambda x: x):
             logps = example_logps(model, EXAMPLES, packed=True, pad=PAD)
@@ -57,6 +57,7 @@ def step(model: Any) -> tuple[dict[str, torch.Tensor], int]:
 @pytest.mark.parametrize("kind", [*KINDS, "llama, lora"])
 def test_log_probs_are_the_same_to_the_last_bit_and_gradients_to_the_format(kind, monkeypatch):
     model = model_of(kind)
+    exact, _ = step(model, torch.float32)
     monkeypatch.setattr(lean, "native", lambda: None)
     found, less = step(model)
     monkeypatch.setattr(arithmetic, "computing_again", lambda *_: nullcontext())
@@ -64,8 +65,9 @@ def test_log_probs_are_the_same_to_the_last_bit_and_gradients_to_the_format(kind
     assert found.keys() == plain.keys() and len(found) > 4
     assert torch.equal(found.pop("logps"), plain.pop("logps"))
     for name, value in plain.items():
-        # norms of the usual kind go back from their own outputs, which were rounded, others from one sum of all that read them
-        assert relative(found[name], value) < 0.02, name
+        # norms of the usual kind go back from their own outputs, which were rounded, others from one sum of all that read them;
+        # how far that goes hangs on the processor, as does how far the format is from float32
+        assert relative(found[name], value) < 0.75 * relative(value, exact[name]), name
     assert less < 0.75 * kept
 
 
