@@ -2,7 +2,7 @@
 
     accelerate launch … child_of_launcher.py KIND MODEL FOLDER ACTION
 
-accelerate shards on GPUs only. For KIND fsdp2 it is told here that the CPU is one, before anything else happens.
+accelerate shards on GPUs only. For KINDs fsdp2 and zero3 it is told here that the CPU is one, before anything else happens.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ CASES: dict[str, Any] = {
     "accumulated": settings("dpo", pairs_per_step=5, tokens_per_row=1),
     "retained": settings(),
     "full, kept": settings(lora=None, pairs_per_step=2, save_steps=2, schedule="cosine", epochs=3),
+    "lora, bfloat16": settings(dtype="bfloat16"),
+    "full, bfloat16": settings(lora=None, dtype="bfloat16"),
     "dropout, kept": settings(lora=LoraSettings(rank=4, dropout=0.2), pairs_per_step=2, save_steps=2, epochs=3),
 }
 RETAIN = {
@@ -37,14 +39,31 @@ RETAIN = {
         RetainSettings(prompts="-", weight=3.0, per_step=3),
     )
 }
-KEPT = {"ddp": "dropout, kept", "fsdp2": "full, kept"}
+KEPT = {"ddp": "dropout, kept", "fsdp2": "full, kept", "zero3": "full, kept"}
 
 
 def is_sharded(model: Any) -> bool:
     """Whether every weight that trains is divided."""
     from torch.distributed.tensor import DTensor
 
-    return all(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
+    return all(
+        isinstance(p, DTensor) or (hasattr(p, "ds_tensor") and p.numel() < p.ds_numel)
+        for p in model.parameters()
+        if p.requires_grad
+    )
+
+
+def sharding_on_the_cpu(kind: str) -> None:
+    """As on GPUs; ZeRO-3 divides small weights too, which it would leave whole."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    if kind == "zero3":
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        DeepSpeedZeroConfig.model_fields["param_persistence_threshold"].default = 0
+        DeepSpeedZeroConfig.model_rebuild(force=True)
 
 
 def main(kind: str, model: str, folder: Path, action: str) -> None:
@@ -56,7 +75,7 @@ def main(kind: str, model: str, folder: Path, action: str) -> None:
         train(FIVE, model, chosen, folder / name, retain=RETAIN.get(case), callbacks=[At(step, act)])
 
     def check(network: Any) -> None:
-        assert is_sharded(network) is (kind == "fsdp2"), "the weights are not divided, so nothing is tested"
+        assert is_sharded(network) is (kind != "ddp"), "the weights are not divided, so nothing is tested"
 
     def fail(_: Any) -> None:
         if rank() == 1:
@@ -67,6 +86,9 @@ def main(kind: str, model: str, folder: Path, action: str) -> None:
             run(KEPT[kind], "killed", 6, lambda _: os.kill(os.getpid(), signal.SIGKILL))
         elif action == "failing":
             run("lora", "failing", 2, fail)
+        elif action == "bfloat16":
+            for case in ("lora, bfloat16", "full, bfloat16"):
+                run(case, case, 1, check)
         else:
             for case in ("lora", "full", "accumulated", "retained"):
                 run(case, case, 1, check)
@@ -75,9 +97,6 @@ def main(kind: str, model: str, folder: Path, action: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fsdp2":
-        from accelerate.state import PartialState
-        from accelerate.utils import DistributedType
-
-        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    if sys.argv[1] != "ddp":
+        sharding_on_the_cpu(sys.argv[1])
     sys.exit(exit_code(lambda: main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])))

@@ -371,7 +371,7 @@ def _forget_after(file: Path, *, step: int) -> None:
 def _save(trainer: AnchoredTrainer, policy: Any, loaded: Loaded, target: Path, *, merge: bool) -> None:
     """Write the trained model, in one step. All processes come here: of sharded weights each holds a part."""
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    state: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if state:  # gathered, tied weights stand there twice
         own = {name for names in (policy.named_parameters(), policy.named_buffers()) for name, _ in names}
         state = {name: tensor for name, tensor in state.items() if name in own}

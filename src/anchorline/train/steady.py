@@ -129,6 +129,8 @@ def sways(weight_OI: Tensor, dtype: torch.dtype) -> bool:
     """Whether the first rows of a product with a matrix of this shape depend on how many follow, on this processor."""
     if weight_OI.device.type != "cpu" or dtype not in {torch.bfloat16, torch.float16}:
         return False
+    if weight_OI.dim() != 2:  # ZeRO-3 keeps it elsewhere until it is needed
+        return False
     return _tried(len(weight_OI), weight_OI.shape[1], dtype, torch.get_num_threads())
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from anchorline.data.jsonl import append_jsonl
 from anchorline.errors import TrainingError
@@ -160,8 +161,11 @@ class AnchoredTrainer(Trainer):
     def train(self, *given: Any, **named: Any) -> Any:
         """As transformers' own, while frozen weights stand still."""
         model: Any = self.model
-        with unchanging(p for p in model.parameters() if not p.requires_grad):
-            return super().train(*given, **named)
+        try:
+            with unchanging(p for p in model.parameters() if not p.requires_grad):
+                return super().train(*given, **named)
+        finally:
+            unset_hf_deepspeed_config()  # else whatever this process loads from now on would be divided by ZeRO-3
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
