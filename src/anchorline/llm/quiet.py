@@ -16,9 +16,13 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers, accelerate, lm-evaluation-harness and the hub's client print errors only."""
+    """Inside, transformers, accelerate, DeepSpeed, lm-evaluation-harness and the hub's client print errors only."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as hf_logging
 
@@ -30,6 +34,10 @@ def quiet() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in ("accelerate", "lm_eval")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # it sets its logger's level where it is first imported, which accelerate does in the middle of a training
+    deepspeed = logging.getLogger("DeepSpeed")
+    filtered = _is_error in deepspeed.filters
+    deepspeed.addFilter(_is_error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -38,6 +46,8 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         for name, before in levels.items():
             logging.getLogger(name).setLevel(before)
+        if not filtered:
+            deepspeed.removeFilter(_is_error)
         if bars:
             hf_logging.enable_progress_bar()
         if hub_bars:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -168,7 +169,8 @@ def _train(
     bf16 = loaded.device.dtype == "bfloat16"
     arguments = _arguments(settings, further, len(examples), logs, seed=seed, bf16=bf16)
     total = _steps(settings, further, len(examples))
-    with quiet(), progress.task("train", total=total, unit="steps") as advance:
+    # loggers and DeepSpeed print what they find; stdout is for what the command says
+    with quiet(), redirect_stdout(sys.stderr), progress.task("train", total=total, unit="steps") as advance:
         set_seed(seed)  # the adapter's first weights
         policy = with_adapter(loaded, settings, model)
         with autocast(loaded):
