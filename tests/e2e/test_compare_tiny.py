@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -164,6 +166,32 @@ def test_processes_share_the_cells_and_write_one_table(
         pass  # this one's work goes on
     assert "process 2 ended with an error" in capfd.readouterr().err
     assert "no-such-recipe.yaml" in (tmp_path / "process-2.log").read_text(encoding="utf-8")
+
+
+def test_further_processes_end_with_the_first_also_by_kill(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "out", tmp_path / "out")
+    for name in FIRST:
+        (tmp_path / "out/cells" / name / "cell.json").unlink()
+    words = ["compare", str(place / "r/recipe.yaml"), "--out", str(tmp_path / "out"), "--processes", "2"]
+    first = subprocess.Popen([sys.executable, "-m", "anchorline", *words], stderr=subprocess.PIPE, text=True)
+    further = wait_until(lambda: psutil.Process(first.pid).children(), 60)
+    first.terminate()
+    try:
+        assert "stopped; what is finished is kept" in first.communicate(timeout=60)[1] and first.returncode == 1
+        _, left = psutil.wait_procs(further, timeout=0)
+        assert not left
+    finally:
+        for process in further:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def wait_until(found: Callable[[], Any], seconds: float) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
 
 
 def test_what_another_process_ends_after_this_ones_last_cell_is_in_the_table(place: Path, trained: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def further(again: list[str], folder: Path, count: int, max_minutes: float | Non
     """`count` processes at the grid, this one and further ones; each has its share of the cores, or a GPU of its own.
 
     What the others say goes to OUT/process-N.log. They end by themselves, when no cell is left for them; with this one
-    they are stopped.
+    they are stopped, also by `kill` or `timeout`; only after SIGKILL they go on.
     """
     if count == 1:
         yield
@@ -95,6 +96,8 @@ def further(again: list[str], folder: Path, count: int, max_minutes: float | Non
     torch.set_num_threads(threads)
     left = [] if max_minutes is None else ["--max-minutes", f"{max(max_minutes - gone, 0):.2f}"]
     with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        stack.callback(signal.signal, signal.SIGTERM, before)
         started = []
         for number in range(1, count):
             env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -112,6 +115,10 @@ def further(again: list[str], folder: Path, count: int, max_minutes: float | Non
             for process in started:
                 process.terminate()
                 process.wait()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _gpu(number: int) -> str:
