@@ -204,6 +204,7 @@ def in_bfloat16(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bfloat16")
     done = launch("zero3", model, folder, "bfloat16", mixed_precision="bf16")
     assert done.returncode == 0, done.stderr[-5000:]
+    assert "built successfully" not in done.stdout, "stdout is for what a command says"
     return folder
 
 
