@@ -139,6 +139,34 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(sett
     assert answers(llama, settings, prompts=prompts) == shared
 
 
+@pytest.mark.parametrize("kind", ["llama", "windowed", "counted"])
+def test_a_prompt_that_is_asked_several_times_is_read_once_and_answered_as_if_alone(kind, request, monkeypatch):
+    model = request.getfixturevalue(kind)
+    several = [Prompt(f"{p.id}#{n}", p.messages) for n in range(3) for p in PROMPTS]
+    settings = WARM.model_copy(update={"batch_size": 7})
+    shapes: list[tuple[int, int]] = []
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model, "forward", lambda *a, **k: shapes.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
+    )
+    found = answers(model, settings, prompts=several)
+    read = [rows for rows, tokens in shapes if tokens > 1]
+    monkeypatch.setattr(hf_local, "can_repeat", lambda cache: False)
+    assert answers(model, settings, prompts=several) == found
+    assert len({found[f"q1#{n}"] for n in range(3)}) > 1, "the samples of one prompt are one"
+    if kind == "windowed":  # its cache holds no more than the window, which is not repeated
+        assert max(read) == 7
+    else:
+        assert max(read) <= 4 and sum(read) < 20, "nine prompts in four batches, of which some are in two"
+
+
+def test_samples_of_a_prompt_lie_together_and_prompts_of_a_length_in_their_order(llama):
+    texts = {"a": words(2), "b": words(2, first=5)}
+    same = [Prompt(f"{n}{name}", (Message("user", text),)) for n in range(2) for name, text in texts.items()]
+    order = [a.id for batch in answer_batches(llama, same, GREEDY, seed=0) for a in batch]
+    assert order == ["0a", "1a", "0b", "1b"]
+
+
 def test_prompts_that_are_the_same_keep_a_token_each():
     assert hf_local._shared_opening([[1, 2, 3], [1, 2, 3]]) == 2
     assert hf_local._shared_opening([[1, 2], [1, 2, 3]]) == 1

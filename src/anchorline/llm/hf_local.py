@@ -1,7 +1,8 @@
 """Answers from a model in this process: batched, seeded, sorted by length, and the same after a restart.
 
 Batches are planned from the whole list of prompts, so a run that was killed and continues writes the very answers that
-it would have written. A row that has ended leaves its batch, so nobody computes for it any more.
+it would have written. A row that has ended leaves its batch, so nobody computes for it any more. What a batch's prompts
+begin with in common is read once, and so is a prompt that is in it several times.
 
 >>> for batch in answer_batches(loaded, prompts, SampleSettings(), seed=0):  # doctest: +SKIP
 ...     print(len(batch), batch[0].text)
@@ -41,7 +42,9 @@ def answer_batches(
     A batch of which only a part is in `done` is answered again as a whole, and only the missing part is given out.
     """
     rows = [prompt_tokens(loaded, prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (-len(rows[i]), i))
+    first = {tuple(row): i for i, row in reversed(list(enumerate(rows)))}
+    # samples of one prompt lie together, so that a batch reads it once
+    order = sorted(range(len(prompts)), key=lambda i: (-len(rows[i]), first[tuple(rows[i])], i))
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         if all(prompts[i].id in done for i in batch):
@@ -109,12 +112,14 @@ def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luc
     model, device = loaded.model, loaded.model.device
     ends = torch.tensor(sorted(end_of_turn(loaded)), device=device)
     cache = roomy_cache(model.config, room=min(settings.max_new_tokens, ROOM))
-    shared = _shared_opening(rows) if can_repeat(cache) else 0
+    # rows that are the same are read once
+    kinds, kind_of = _kinds(rows) if can_repeat(cache) else (rows, [])
+    shared = _shared_opening(kinds) if can_repeat(cache) else 0
     if shared:  # what all prompts begin with (the template, a system message) is computed once
-        opening = torch.tensor([rows[0][:shared]], device=device)
+        opening = torch.tensor([kinds[0][:shared]], device=device)
         model(input_ids=opening, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(rows))
-    own = [row[shared:] for row in rows]
+        cache.batch_repeat_interleave(len(kinds))
+    own = [row[shared:] for row in kinds]
     width = max(len(row) for row in own)
     pad = loaded.tokenizer.pad_token_id
     tokens_BT = torch.tensor([[pad] * (width - len(row)) + row for row in own], device=device)
@@ -134,6 +139,10 @@ def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luc
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if step == 0 and len(kinds) < len(rows):
+            which = torch.tensor(kind_of, device=device)
+            cache.batch_select_indices(which)
+            logits_BV, mask_BT = logits_BV[which], mask_BT[which]
         chosen_B = _pick(logits_BV.float(), settings, luck[open_rows, step])
         for row, token, over in zip(open_rows.tolist(), chosen_B.tolist(), finished.tolist(), strict=True):
             if not over:
@@ -148,6 +157,17 @@ def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luc
             open_rows, chosen_B, mask_BT, finished = open_rows[keep], chosen_B[keep], mask_BT[keep], finished[keep]
         tokens_BT = chosen_B[:, None]
     return answers
+
+
+def _kinds(rows: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """The rows without repetition, and of each row its place among them.
+
+    >>> _kinds([[1, 2], [3], [1, 2]])
+    ([[1, 2], [3]], [0, 1, 0])
+    """
+    places: dict[tuple[int, ...], int] = {}
+    kind_of = [places.setdefault(tuple(row), len(places)) for row in rows]
+    return [list(kind) for kind in places], kind_of
 
 
 def _shared_opening(rows: list[list[int]]) -> int:
