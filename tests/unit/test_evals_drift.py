@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from anchorline.evals.drift import MOST, drift
+from anchorline.evals.drift import BATCH, MOST, drift
 from anchorline.evals.preference import preference
 from anchorline.evals.subject import Subject, attend, load_subject
 from anchorline.llm.models import Loaded, load
@@ -126,6 +126,17 @@ def test_only_the_most_drifted_prompts_are_kept(loaded: Loaded) -> None:
     assert table["prompts"] == 8 and len(table["most"]) == MOST
     figures = [row["kl_per_token"] for row in table["most"]]
     assert figures == sorted(figures, reverse=True)
+
+
+def test_what_the_reference_made_of_the_answers_serves_the_next_policy(loaded: Loaded) -> None:
+    texts = [("hat", "Boats sail."), ("map", "Boats sail. the map"), ("key", "box")]
+    asked = [(Message("user", f"the {word}"),) for word, _ in texts]
+    many = [Answer(str(n), asked[n % 3], texts[n % 3][1], "stop") for n in range(BATCH + 3)]
+    flattened, theirs = subject(loaded._replace(model=flat(loaded.model)), loaded.model), {}
+    alone = [drift(each, many, seed=0).rows for each in (subject(loaded, loaded.model), flattened)]
+    kept = [drift(each, many, seed=0, theirs=theirs).rows for each in (subject(loaded, loaded.model), flattened)]
+    assert kept == alone and kept[0] != kept[1]
+    assert [len(states) for states in theirs.values()] == [BATCH, 3]
 
 
 def test_no_general_prompt_no_figure(loaded: Loaded) -> None:

@@ -29,7 +29,7 @@ def test_the_recipe_that_comes_along_asks_for_what_a_comparison_has_to_show():
     assert grid is not None and recipe.prompts is not None
     assert set(grid.sets) == {"clair", "on_policy", "off_policy", "stronger"} and len(grid.seeds) >= 3
     assert set(grid.objectives) == {"apo_zero", "apo_down", "dpo", "kto", "sft"} and len(grid.learning_rates) > 1
-    assert grid.stronger is not None and len(grid.others) > 1 and len(planned(grid, {})) == 4 * 5 * 2
+    assert grid.stronger is not None and len(grid.others) > 1 and len(planned(grid, {})) == 4 * 5 + 8
     named = [recipe.style, recipe.prompts.train, recipe.prompts.heldout, recipe.prompts.general, recipe.retain.prompts]  # pyright: ignore[reportOptionalMemberAccess]
     assert all(Path(str(file)).is_file() for file in named), named
 
@@ -83,6 +83,19 @@ def test_what_is_to_come_counts_the_seeds_and_weights_that_no_rate_is_chosen_for
         done[todo[0]] = result(todo[0], [True])
         left.append(to_come(GRID, done))
     assert left == [*range(13, -1, -1)]
+
+
+def test_other_rates_can_be_left_to_the_cells_that_the_contrasts_rest_on():
+    grid, done = GRID.model_copy(update={"sweep": "contrasts"}), {}
+    left = [to_come(grid, done)]
+    while todo := [cell for cell in planned(grid, done) if cell not in done]:
+        done[todo[0]] = result(todo[0], [True])
+        left.append(to_come(grid, done))
+    _, order = run_through(lambda cell: [True])
+    assert list(done) == order[:-1] and left == [*range(12, -1, -1)]
+    assert order[-1] == Cell("stronger", "dpo", 1e-4, 0)
+    rates = {(row["maker"], row["objective"]): row["rates"] for row in tabled(grid, {}, done, keeps=keeps)["rows"]}
+    assert rates.pop(("stronger", "dpo")) == 1 and set(rates.values()) == {2}
 
 
 def test_the_best_keeps_most_answers_then_most_rules_then_drifts_least():

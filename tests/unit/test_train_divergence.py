@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_train_toys import example, tiny
 
+from anchorline.train import divergence
 from anchorline.train.attention import PACKED
 from anchorline.train.divergence import token_divergences
 
@@ -35,16 +36,28 @@ def by_hand(policy: Any, reference: Any, one: Any) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_kl_and_change_are_those_of_the_full_distributions(models, packed):
+def test_kl_and_change_are_those_of_the_full_distributions(models, packed, monkeypatch):
     policy, reference = models
+    states = divergence._states
     expected = [by_hand(policy, reference, one) for one in EXAMPLES]
     for model in models:
         model.set_attn_implementation(PACKED if packed else "sdpa")
     try:
-        found = token_divergences(policy, reference, nullcontext(), EXAMPLES, packed=packed)
+        theirs: list[torch.Tensor] = []
+        found = token_divergences(policy, reference, nullcontext(), EXAMPLES, packed=packed, theirs=theirs)
+        calls: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(divergence, "_states", lambda *a, **k: calls.append(1) or states(*a, **k))
+            again = token_divergences(policy, reference, nullcontext(), EXAMPLES, packed=packed, theirs=theirs)
+        other = token_divergences(reference, reference, nullcontext(), EXAMPLES, packed=packed, theirs=theirs)
     finally:
         for model in models:
             model.set_attn_implementation("sdpa")
     for both, (kl, change) in zip(found, expected, strict=True):
         assert torch.allclose(both.kl, kl, atol=1e-5) and torch.allclose(both.change, change, atol=1e-5)
         assert float(kl.min()) > 1e-4, "too near to show anything"
+    # what the reference computed serves other policies, and spares its forward
+    assert calls == [1]
+    for one, two in zip(found, again, strict=True):
+        assert torch.equal(one.kl, two.kl) and torch.equal(one.change, two.change)
+    assert all(float(same.kl.abs().max()) < 1e-6 for same in other)

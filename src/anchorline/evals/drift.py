@@ -10,7 +10,7 @@ and the change in that token's log-prob. Both are 0 for a model that is unchange
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anchorline.data import messages_to_rows
 from anchorline.evals.stats import bootstrap_mean
@@ -18,6 +18,9 @@ from anchorline.evals.subject import Subject
 from anchorline.progress import SILENT, Progress
 from anchorline.train.tokenise import BoundaryError, Example
 from anchorline.types import Answer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH = 8
 """Prompts packed into one row here."""
@@ -38,11 +41,13 @@ def drift(
     *,
     seed: int,
     groups: Mapping[str, str] | None = None,
+    theirs: dict[int, list[Tensor]] | None = None,
     progress: Progress = SILENT,
 ) -> Drift:
     """Means over all tokens, in nats, with a bootstrap 95 % interval over prompts; the same for each group of prompts.
 
-    `answers` are the reference's own, to general prompts. `groups`: the group of each prompt by its id.
+    `answers` are the reference's own, to general prompts. `groups`: the group of each prompt by its id. `theirs` keeps what
+    the reference made of these answers, for other policies of the same reference: kilobytes an answer, if it attends packed.
     """
     from anchorline.train.divergence import token_divergences
 
@@ -59,6 +64,7 @@ def drift(
                 subject.switched_off(),
                 [example for _, example in batch],
                 packed=subject.packed,
+                theirs=None if theirs is None else theirs.setdefault(start, []),
             )
             for (answer, _), both in zip(batch, found, strict=True):
                 rows.append(

@@ -113,7 +113,9 @@ def _evaluated(run: RunContext, folder: Path, model: Path, answers: str) -> dict
     after = here.answer(subject.policy, run.prompts("evals/prompts.jsonl"), eval_sampling(recipe), answers)
     attend(subject, "packed")
     general = run.read("evals/general.jsonl", answer_from_row)
-    moved = drift(subject, general, seed=recipe.seed, progress=run.progress).table
+    # the reference is the same in every cell; without packing, logits would be kept
+    theirs = run.reference_states if packed else None
+    moved = drift(subject, general, seed=recipe.seed, theirs=theirs, progress=run.progress).table
     if moved.get("kl_per_token") is None:
         raise DataError(
             "the model's answers to the general prompts are empty, and drift is measured on them; take others"

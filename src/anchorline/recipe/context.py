@@ -25,6 +25,8 @@ from anchorline.style import Style, load_style
 from anchorline.types import Answer, Prompt
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from anchorline.llm.device import DtypeName
     from anchorline.llm.models import Loaded
 
@@ -53,6 +55,8 @@ class RunContext:
         self.recipe, self.folder, self.progress, self.calls, self.id = recipe, folder, progress, calls, run_id
         self.made: dict[str, Any] = {}
         """What became of the rows of the makers that ran, by stage, for the manifest."""
+        self.reference_states: dict[int, list[Tensor]] = {}
+        """What the reference made of the general prompts' answers, for one policy after the other (`drift`)."""
         self._loaded: tuple[DtypeName, Loaded] | None = None
 
     def path(self, name: str) -> Path:

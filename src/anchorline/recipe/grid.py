@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -46,7 +46,10 @@ class CompareSettings(BaseModel):
     objectives: tuple[str, ...] = Field(default=("apo_zero", "apo_down", "dpo", "kto", "sft"), min_length=1)
     """Names, or weighted sums such as `apo_zero=1,sft=1`."""
     learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(5e-4, 1.5e-4), min_length=1)
-    """Tried for every set and objective: the same budget for each."""
+    """Tried for every objective, the same budget for each; the first one for every set and objective."""
+    sweep: Literal["all", "contrasts"] = "all"
+    """Where the other learning rates are tried: everywhere, or for the first set's row and the first objective's column
+    alone, on which the contrasts rest."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(0, 1, 2), min_length=1)
     """Further ones are run for the first set's row and the first objective's column, at their best learning rate."""
     retain_weights: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = Field(default=(0.0,), min_length=1)
@@ -115,7 +118,7 @@ def planned(grid: CompareSettings, done: Results) -> list[Cell]:
         cells += [cell._replace(seed=further) for key in head if (cell := chosen.get(key))]
     for held in grid.retain_weights[1:]:
         cells += [cell._replace(weight=held) for key in head if (cell := chosen.get(key)) and key[0] == grid.sets[0]]
-    return cells + [Cell(s, o, rate, seed, weight) for rate in rates[1:] for s, o in rest]
+    return cells + [Cell(s, o, rate, seed, weight) for rate in _rates_of_rest(grid)[1:] for s, o in rest]
 
 
 def to_come(grid: CompareSettings, done: Results) -> int:
@@ -123,8 +126,12 @@ def to_come(grid: CompareSettings, done: Results) -> int:
     head, rest = _head_and_rest(grid)
     row = sum(key[0] == grid.sets[0] for key in head)
     further = len(head) * (len(grid.seeds) - 1) + row * (len(grid.retain_weights) - 1)
-    whole = (len(head) + len(rest)) * len(grid.learning_rates) + further
+    whole = len(head) * len(grid.learning_rates) + len(rest) * len(_rates_of_rest(grid)) + further
     return whole - sum(cell in done for cell in planned(grid, done))
+
+
+def _rates_of_rest(grid: CompareSettings) -> tuple[float, ...]:
+    return grid.learning_rates if grid.sweep == "all" else grid.learning_rates[:1]
 
 
 def _head_and_rest(grid: CompareSettings) -> tuple[list[tuple[Maker, str]], list[tuple[Maker, str]]]:

@@ -37,6 +37,7 @@ def token_divergences(
     examples: Sequence[Example],
     *,
     packed: bool,
+    theirs: list[Tensor] | None = None,
 ) -> list[Divergence]:
     """Compare policy and reference along the first response of each example.
 
@@ -46,11 +47,15 @@ def token_divergences(
         switched_off: entered around the reference's forward.
         examples: prompts with one response each; they go through the models together.
         packed: whether the models attend packed.
+        theirs: what the reference's head reads of these examples; an empty list is filled, for the next policy of this
+            reference, a full one saves the reference's forward.
 
     """
     ours = _states(policy, examples, packed=packed)
-    with switched_off:
-        theirs = _states(reference, examples, packed=packed)
+    theirs = [] if theirs is None else theirs
+    if not theirs:
+        with switched_off:
+            theirs += _states(reference, examples, packed=packed)
     found = []
     for example, own, other in zip(examples, ours, theirs, strict=True):
         # logits of one response at a time: those of all would fill the memory
