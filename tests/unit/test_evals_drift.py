@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,11 @@ def test_what_the_reference_made_of_the_answers_serves_the_next_policy(loaded: L
     kept = [drift(each, many, seed=0, theirs=theirs).rows for each in (subject(loaded, loaded.model), flattened)]
     assert kept == alone and kept[0] != kept[1]
     assert [len(states) for states in theirs.values()] == [BATCH, 3]
+    others = [
+        replace(answer, text=texts[n % 3][1].replace("Boats", "Maps").replace("box", "hat"))
+        for n, answer in enumerate(many)
+    ]
+    assert drift(flattened, others, seed=0, theirs=theirs).rows == drift(flattened, others, seed=0).rows
 
 
 def test_no_general_prompt_no_figure(loaded: Loaded) -> None:
@@ -184,9 +190,9 @@ def test_no_pair_no_figure(loaded: Loaded) -> None:
     assert (table["n"], table["accuracy"], table["margin"], table["both_fell"]) == (0, None, None, None)
 
 
-def save_adapter(folder: Path, target: Path) -> None:
+def save_adapter(folder: Path, target: Path, layers: str | list[str] = "all-linear") -> None:
     """An adapter that does something."""
-    settings = TrainSettings(dtype="float32", lora=LoraSettings(rank=2))
+    settings = TrainSettings(dtype="float32", lora=LoraSettings(rank=2, target=layers))
     policy = with_adapter(load_policy(str(folder), settings), settings, str(folder))
     torch.manual_seed(1)
     for name, weight in policy.named_parameters():
@@ -196,8 +202,10 @@ def save_adapter(folder: Path, target: Path) -> None:
     load(str(folder), dtype="float32").tokenizer.save_pretrained(target)
 
 
-def test_packed_and_plain_say_the_same_of_an_adapter(folder: Path, tmp_path: Path) -> None:
-    save_adapter(folder, tmp_path / "trained")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("layers", ["all-linear", ["q_proj", "lm_head"]], ids=["layers", "head"])
+def test_packed_and_plain_say_the_same_of_an_adapter(folder: Path, tmp_path: Path, layers: str | list[str]) -> None:
+    save_adapter(folder, tmp_path / "trained", layers)
     figures = []
     for forward in ("plain", "packed"):
         settings = SETTINGS.model_copy(update={"forward": forward})
@@ -229,6 +237,19 @@ def test_the_reference_of_whole_weights_is_the_model_that_was_named(folder: Path
         with torch.no_grad():
             expected = load(str(where), dtype="float32").model(input_ids=tokens).logits
             assert torch.equal(model(input_ids=tokens).logits, expected)
+
+
+@pytest.mark.parametrize("forward", ["plain", "packed"])
+def test_whole_weights_that_did_not_change_have_not_drifted_in_bfloat16(
+    folder: Path, tmp_path: Path, forward: str
+) -> None:
+    same = save_tiny_chat(tmp_path / "trained")
+    compared = load_subject(same, str(folder), dtype="bfloat16", packed=forward == "packed")
+    attend(compared, "packed")
+    table = drift(compared, ANSWERS, seed=0).table
+    scored = preference(compared, PAIRS, SETTINGS.model_copy(update={"forward": forward})).table
+    assert table["kl_per_token"] == table["logprob_change_per_token"] == 0
+    assert scored["chosen_reward"] == scored["rejected_reward"] == 0
 
 
 def test_groups_of_prompts_have_figures_of_their_own(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_answer(sett
 
 
 @pytest.mark.parametrize("kind", ["llama", "windowed", "counted"])
-def test_a_prompt_that_is_asked_several_times_is_read_once_and_answered_as_if_alone(kind, request, monkeypatch):
+def test_a_prompt_that_is_asked_several_times_is_read_once_and_answered_as_if_each_time(kind, request, monkeypatch):
     model = request.getfixturevalue(kind)
     several = [Prompt(f"{p.id}#{n}", p.messages) for n in range(3) for p in PROMPTS]
     settings = WARM.model_copy(update={"batch_size": 7})

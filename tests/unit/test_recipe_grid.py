@@ -131,9 +131,9 @@ def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     assert table_of_retain.count("100\u00a0% <small>61.0\u00a0% to 100\u00a0%</small>") == 4, table_of_retain
     assert "50\u00a0% <small>25\u00a0% to 75\u00a0%</small>" in page, "rules kept"
     assert "<i>" not in page and "<b>" not in page and "<script" not in page and 'class="point s1"' in page
-    assert "clair-apo_zero minus stronger-apo_zero: +83" in compare_text(
-        {"name": "x", "todo": 0, "before": before, **table}
-    )
+    text = compare_text({"name": "x", "todo": 0, "before": before, **table})
+    assert "clair-apo_zero minus stronger-apo_zero: +83" in text
+    assert text.splitlines()[3].endswith("  0.001 of 2"), "the best of two rates"
 
 
 def test_a_contrast_is_between_learning_rates_that_both_sides_have():

@@ -44,12 +44,12 @@ def test_kl_and_change_are_those_of_the_full_distributions(models, packed, monke
         model.set_attn_implementation(PACKED if packed else "sdpa")
     try:
         theirs: list[torch.Tensor] = []
-        found = token_divergences(policy, reference, nullcontext(), EXAMPLES, packed=packed, theirs=theirs)
+        found = token_divergences(policy, reference, nullcontext, EXAMPLES, packed=packed, theirs=theirs)
         calls: list[int] = []
         with monkeypatch.context() as patch:
             patch.setattr(divergence, "_states", lambda *a, **k: calls.append(1) or states(*a, **k))
-            again = token_divergences(policy, reference, nullcontext(), EXAMPLES, packed=packed, theirs=theirs)
-        other = token_divergences(reference, reference, nullcontext(), EXAMPLES, packed=packed, theirs=theirs)
+            again = token_divergences(policy, reference, nullcontext, EXAMPLES, packed=packed, theirs=theirs)
+        other = token_divergences(reference, reference, nullcontext, EXAMPLES, packed=packed, theirs=theirs)
     finally:
         for model in models:
             model.set_attn_implementation("sdpa")

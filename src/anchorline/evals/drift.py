@@ -41,13 +41,13 @@ def drift(
     *,
     seed: int,
     groups: Mapping[str, str] | None = None,
-    theirs: dict[int, list[Tensor]] | None = None,
+    theirs: dict[tuple[Example, ...], list[Tensor]] | None = None,
     progress: Progress = SILENT,
 ) -> Drift:
     """Means over all tokens, in nats, with a bootstrap 95 % interval over prompts; the same for each group of prompts.
 
     `answers` are the reference's own, to general prompts. `groups`: the group of each prompt by its id. `theirs` keeps what
-    the reference made of these answers, for other policies of the same reference: kilobytes an answer, if it attends packed.
+    the reference made of answers, for other policies of the same reference: kilobytes an answer, if it attends packed.
     """
     from anchorline.train.divergence import token_divergences
 
@@ -58,13 +58,14 @@ def drift(
         advance(len(answers) - len(measured))
         for start in range(0, len(measured), BATCH):
             batch = measured[start : start + BATCH]
+            examples = tuple(example for _, example in batch)
             found = token_divergences(
                 subject.policy.model,
                 subject.reference,
-                subject.switched_off(),
-                [example for _, example in batch],
+                subject.switched_off,
+                examples,
                 packed=subject.packed,
-                theirs=None if theirs is None else theirs.setdefault(start, []),
+                theirs=None if theirs is None else theirs.setdefault(examples, []),
             )
             for (answer, _), both in zip(batch, found, strict=True):
                 rows.append(

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +37,12 @@ class Subject(NamedTuple):
         assert isinstance(pad, int)
         return pad
 
-    def arithmetic(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
         """The number format in which both models compute their log-probs."""
-        return autocast(self.policy)
+        apart = self.reference is not self.policy.model
+        with autocast(self.policy), autocast(self.policy._replace(model=self.reference)) if apart else nullcontext():
+            yield
 
 
 def load_subject(trained: Path, model: str, *, dtype: DtypeName, packed: bool) -> Subject:

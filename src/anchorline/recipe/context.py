@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from anchorline.llm.device import DtypeName
     from anchorline.llm.models import Loaded
+    from anchorline.train.tokenise import Example
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class RunContext:
         self.recipe, self.folder, self.progress, self.calls, self.id = recipe, folder, progress, calls, run_id
         self.made: dict[str, Any] = {}
         """What became of the rows of the makers that ran, by stage, for the manifest."""
-        self.reference_states: dict[int, list[Tensor]] = {}
+        self.reference_states: dict[tuple[Example, ...], list[Tensor]] = {}
         """What the reference made of the general prompts' answers, for one policy after the other (`drift`)."""
         self._loaded: tuple[DtypeName, Loaded] | None = None
 

@@ -1,7 +1,8 @@
 """The grid of `anchorline compare`: its settings, its cells, and their order. Pure.
 
 The order makes an early stop useful: first every set with every objective once, then the other learning rates and further
-seeds of the cells that the two headline contrasts rest on, the weights of `retain`, and the other learning rates of the rest.
+seeds of the cells that the two headline contrasts rest on, the weights of `retain`, and the other learning rates of the rest
+(which `sweep: contrasts` leaves out).
 
 >>> grid = CompareSettings(sets=("clair",), objectives=("dpo",), learning_rates=(1e-3, 1e-4), seeds=(0, 1))
 >>> [cell.name for cell in planned(grid, {})]
@@ -46,7 +47,7 @@ class CompareSettings(BaseModel):
     objectives: tuple[str, ...] = Field(default=("apo_zero", "apo_down", "dpo", "kto", "sft"), min_length=1)
     """Names, or weighted sums such as `apo_zero=1,sft=1`."""
     learning_rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(5e-4, 1.5e-4), min_length=1)
-    """Tried for every objective, the same budget for each; the first one for every set and objective."""
+    """Tried for every objective, the same budget for each; `sweep` says on which sets. The first one for every set."""
     sweep: Literal["all", "contrasts"] = "all"
     """Where the other learning rates are tried: everywhere, or for the first set's row and the first objective's column
     alone, on which the contrasts rest."""

@@ -87,7 +87,7 @@ def compare_text(table: Mapping[str, Any]) -> str:
             f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
             f"{_hundred(row['further_seeds']):>7}"
             f"{row['drift']:>z8.3f}{_span(row):>15}{row.get('drift_n') or '–':>5}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
-            f"  {row['learning_rate']:g}"
+            f"  {row['learning_rate']:g} of {row['rates']}"
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
     for one in table["contrasts"]:

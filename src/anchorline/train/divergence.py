@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Divergence(NamedTuple):
 def token_divergences(
     policy: Any,
     reference: Any,
-    switched_off: AbstractContextManager[Any],
+    switched_off: Callable[[], AbstractContextManager[Any]],
     examples: Sequence[Example],
     *,
     packed: bool,
@@ -44,7 +44,7 @@ def token_divergences(
     Args:
         policy: the trained model.
         reference: the reference; the same object as `policy` where `switched_off` turns its adapter off.
-        switched_off: entered around the reference's forward.
+        switched_off: makes what is entered wherever the reference computes.
         examples: prompts with one response each; they go through the models together.
         packed: whether the models attend packed.
         theirs: what the reference's head reads of these examples; an empty list is filled, for the next policy of this
@@ -54,14 +54,14 @@ def token_divergences(
     ours = _states(policy, examples, packed=packed)
     theirs = [] if theirs is None else theirs
     if not theirs:
-        with switched_off:
+        with switched_off():
             theirs += _states(reference, examples, packed=packed)
     found = []
     for example, own, other in zip(examples, ours, theirs, strict=True):
         # logits of one response at a time: those of all would fill the memory
-        log_p, log_q = (
-            _logits(model, state, packed=packed).log_softmax(-1) for model, state in ((policy, own), (reference, other))
-        )
+        log_p = _logits(policy, own, packed=packed).log_softmax(-1)
+        with switched_off():  # an adapter may sit on the head
+            log_q = _logits(reference, other, packed=packed).log_softmax(-1)
         gap = log_p - log_q
         targets = torch.tensor(example.responses[0], device=gap.device)
         kl, change = (log_p.exp() * gap).sum(-1), gap.gather(-1, targets[:, None]).squeeze(-1)
