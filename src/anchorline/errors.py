@@ -18,7 +18,8 @@
     │   └── RequestRefused     "refused_request": a 4xx that asking again will not mend
     ├── BudgetReached          the run's limit of money or tokens; it ends the run cleanly
     ├── CircuitOpen            an endpoint that goes on failing; it ends the run cleanly
-    ├── TrainingError          training that cannot go on (a loss that is not a number)
+    ├── TrainingError          training that cannot go on
+    │   └── Diverged           a loss or a gradient that is not a number; `what`, without the way out
     ├── EndedElsewhere         another process of the run failed first, and has said why; nothing is printed
     └── MissingExtra           a part that is not installed, with the command that installs it; also an ImportError
 
@@ -157,6 +158,14 @@ class CircuitOpen(AnchorlineError):
 
 class TrainingError(AnchorlineError, RuntimeError):
     """Training that cannot go on."""
+
+
+class Diverged(TrainingError):
+    """A loss or a gradient that is not a number."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; lower train.learning_rate, or set train.dtype to float32")
+        self.what = what
 
 
 class EndedElsewhere(AnchorlineError):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from chat import Running
 
 from anchorline.cli.compare import further
-from anchorline.data import read_json, read_jsonl
-from anchorline.errors import RecipeError
+from anchorline.data import pair_from_row, read_json, read_jsonl
+from anchorline.errors import RecipeError, RunFolderError
 from anchorline.recipe import cells, load_recipe
 from anchorline.recipe import compare as module
 from anchorline.recipe.cells import claimed
-from anchorline.recipe.compare import compare
+from anchorline.recipe.compare import compare, voices
+from anchorline.recipe.grid import Voice
 from tiny_chat import save_tiny_chat, write_recipe
 
 pytestmark = pytest.mark.e2e
@@ -75,7 +78,7 @@ def files(place: Path) -> dict[str, int]:
 
 def test_every_cell_is_there_in_order_and_further_seeds_take_the_best_rate(place: Path) -> None:
     table = read_json(place / "out/compare.json")
-    assert set(table) == {"name", "todo", "before", "sets", "rows", "contrasts", "retain", "cells", "budgets"}
+    assert set(table) == {"name", "todo", "before", "sets", "rows", "contrasts", "retain", "cells", "failed", "budgets"}
     names = [f"{c['maker']}-{c['objective']}-lr{c['learning_rate']:g}-seed{c['seed']}" for c in table["cells"]]
     assert [*names[:7], names[-1]] == [*FIRST, *SECOND] and table["todo"] == 0
     best = {(row["maker"], row["objective"]): row["learning_rate"] for row in table["rows"]}
@@ -106,7 +109,7 @@ def test_changed_training_settings_run_the_cells_anew_and_the_tables_rows_alone_
     place: Path, trained: list[str]
 ) -> None:
     shutil.copytree(place / "out", place / "kept")
-    again(place, "compare.objectives=[apo_zero]", "train.save_steps=3")
+    again(place, "compare.objectives=[apo_zero]", "train.save_steps=3", "train.learning_rate=0.5", "train.merge=true")
     assert trained == []
     again(place, "train.beta=0.3", "compare.sets=[clair]", "compare.objectives=[dpo]", "compare.seeds=[0]")
     assert trained == ["clair-dpo-lr0.01-seed0", "clair-dpo-lr0.001-seed0"]
@@ -254,6 +257,66 @@ def test_a_kill_while_the_weights_are_thrown_away_leaves_a_finished_cell(
         again(place)
     monkeypatch.undo()
     assert again(place)["todo"] == 0 and read_json(cell / "cell.json") == first
+
+
+@pytest.mark.parametrize(("broken", "left"), [({0.01}, [0.001, 0.001]), ({0.01, 0.001}, [])], ids=["one rate", "each"])
+def test_a_cell_whose_loss_is_not_a_number_is_said_and_the_grid_goes_on(
+    place: Path,
+    tmp_path: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: set[float],
+    left: list[float],
+) -> None:
+    from anchorline.train import trainer
+
+    loss, rate = trainer.loss, lambda: float(trained[-1].split("-")[2].removeprefix("lr"))
+    monkeypatch.setattr(trainer, "loss", lambda *a, **k: loss(*a, **k) * (float("nan") if rate() in broken else 1.0))
+    shutil.copytree(place / "out", tmp_path / "out")
+    changes = ["compare.sets=[clair]", "compare.objectives=[dpo]", "train.beta=0.3", "train.save_steps=1"]
+    recipe = load_recipe(place / "r/recipe.yaml", changes)
+    table = compare(recipe, tmp_path / "out")
+    names = [f"clair-dpo-lr{each:g}-seed0" for each in sorted(broken, reverse=True)]
+    assert [one["name"] for one in table["failed"]] == names and table["todo"] == 0
+    assert all(one["why"].startswith("the loss is not a number at step 1 (rows ") for one in table["failed"])
+    assert [cell["learning_rate"] for cell in table["cells"]] == left, "the seed is of the rate that is left"
+    assert [row["rates"] for row in table["rows"]] == [1] * bool(left)
+    for name in ("compare.txt", "compare.html"):
+        assert f"{names[0]}: the loss is not a number" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+    count = len(trained)
+    assert compare(recipe, tmp_path / "out") == table and len(trained) == count, "it would fail again"
+
+
+def test_the_sets_are_made_by_one_process_at_a_time(
+    place: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT", 0.01)
+    with ThreadPoolExecutor(1) as pool:
+        with claimed(place / "out/sets"):
+            table = pool.submit(again, place)
+            with pytest.raises(TimeoutError):
+                table.result(timeout=2)
+        assert table.result(timeout=60)["todo"] == 0 and trained == []
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_to_put_right(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"file/out cannot be written \(Not a directory\)"):
+        compare(load_recipe(place / "r/recipe.yaml"), tmp_path / "file/out")
+
+
+def test_models_that_are_asked_come_before_voices(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "out", tmp_path / "out")
+    with Running(lambda body: f"the map is here, {body['messages'][-1]['content']}") as server:
+        endpoint = [f"llm.stronger.{name}" for name in ("model=big", f"base_url={server.url}")]
+        recipe = load_recipe(place / "r/recipe.yaml", [*endpoint, "compare.objectives=[dpo]"])
+        compare(recipe, tmp_path / "out", max_minutes=0)
+    pairs = [pair_from_row(row) for _, row in read_jsonl(tmp_path / "out/base/sets/stronger/pairs.jsonl")]
+    assert {p.chosen.startswith("the map is here, ") for p in pairs} == {True} and server.calls == len(pairs) > 1
+    others = load_recipe(
+        place / "r/recipe.yaml", ["compare.others=[{samples: 1}]", "llm.others=[{model: a}, {model: b}]"]
+    )
+    assert voices(others) == (Voice(**VOICE), ()), "one voice would be too few for off_policy"
 
 
 def test_who_only_waits_for_other_processes_stops_in_time(

@@ -3,7 +3,7 @@
     cells/NAME/key       what the cell depends on; another key empties the folder
     cells/NAME/train/    as in a run folder; a killed training continues
     cells/NAME/along/    the policy on its way, where `checkpoints` asks for it
-    cells/NAME/cell.json the result; the trained weights are not kept
+    cells/NAME/cell.json the result, or why it "failed"; the trained weights are not kept
     cells/NAME.lock      held by the process that is at the cell
 
 >>> run_cell(cell, run, pairs, folder)["share"]  # doctest: +SKIP
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorline.data import answer_from_row, pair_to_row, read_json, read_jsonl, write_json
-from anchorline.errors import DataError
+from anchorline.errors import DataError, Diverged, RunFolderError
 from anchorline.evals.paired import spread
 from anchorline.llm.device import measuring_dtype
 from anchorline.objectives.names import parse_objective
@@ -39,13 +39,34 @@ DRIFT = {"drift": "kl_per_token", "drift_low": "low", "drift_high": "high", "dri
 """What is kept of drift, under which names."""
 POINT = ("step", "share", "rules_kept", "drift")
 """What is kept of each point of a training that is evaluated."""
+NO_MATTER = {
+    "save_steps",
+    "save_total_limit",
+    "reference_cache",
+    "merge",
+    "profile_steps",
+    "objective",
+    "learning_rate",
+}
+"""Settings of a training that change no cell: the last two are the cell's own."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Whether the cell's folder is this process's own inside; a process that ends lets go of it, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+    """Whether the folder is this process's own inside; a process that ends lets go of it, however it ends.
+
+    Raises:
+        RunFolderError: nothing can be written beside it.
+
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{folder.name}.lock").open("w")
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder.parent} cannot be written ({error.strerror}); name another folder with --out"
+        ) from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,7 +86,8 @@ def finished(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
 def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -> dict[str, Any]:
     """Train and evaluate; `run` is the context of the shared folder, with the answers from before.
 
-    A cell that was killed goes on from its newest checkpoint.
+    A cell that was killed goes on from its newest checkpoint. One whose loss is not a number has that for its result: it
+    would come to the same end again, and the grid goes on.
     """
     from anchorline.train.along import SavedAlong
     from anchorline.train.retain import Retained
@@ -85,7 +107,11 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
     along, model = folder / "along", folder / "model"
     if not model.is_dir():  # else it was killed while it was evaluated: the model is whole once it is there
         saved = [SavedAlong(along, parts=grid.checkpoints, model=run.model)]
-        train(pairs, run.model, settings, folder, retain=retain, callbacks=saved, seed=cell.seed, progress=run.progress)
+        how = {"retain": retain, "callbacks": saved, "seed": cell.seed, "progress": run.progress}
+        try:
+            train(pairs, run.model, settings, folder, **how)
+        except Diverged as error:
+            return _kept(folder, {**cell._asdict(), "failed": error.what}, along, *folder.glob("train/checkpoint-*"))
     steps = [row for _, row in read_jsonl(folder / "train" / "metrics.jsonl")]
     places = {int(place.name.removeprefix("step-")): place for place in along.glob("step-*")}
     before = [
@@ -94,9 +120,12 @@ def run_cell(cell: Cell, run: RunContext, pairs: Sequence[Pair], folder: Path) -
     after = _evaluated(run, folder, model, "after.jsonl")
     points = [{name: point[name] for name in POINT} for point in (*before, after | {"step": steps[-1]["step"]})]
     curves = [{name: row.get(name) for name in CURVES if name in row} for row in steps]
-    result = {**cell._asdict(), **after, "checkpoints": points, "curves": curves}
+    return _kept(folder, {**cell._asdict(), **after, "checkpoints": points, "curves": curves}, along, model)
+
+
+def _kept(folder: Path, result: dict[str, Any], *weights: Path) -> dict[str, Any]:
     write_json(folder / RESULT, result)  # first: what is left of the weights by a kill after it is in nobody's way
-    for place in (along, model):
+    for place in weights:
         shutil.rmtree(place, ignore_errors=True)
     return result
 
@@ -155,7 +184,7 @@ def _key(cell: Cell, run: RunContext, pairs: Sequence[Pair]) -> str:
     files = ("evals/prompts.jsonl", "evals/general.jsonl", *([RETAINED] if cell.weight else []))
     parts = [
         cell._asdict(),
-        recipe.train.model_dump(exclude={"save_steps", "save_total_limit", "reference_cache"}),
+        recipe.train.model_dump(exclude=NO_MATTER),
         recipe.retain.model_dump(include={"per_step"}) if recipe.retain and cell.weight else None,
         recipe.eval.model_dump(),
         recipe.seed,

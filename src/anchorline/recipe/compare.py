@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,10 @@ def compare(
     started = time.monotonic()
     grid = _checked(recipe)
     base = folder / "base"
-    sets = _sets(recipe, grid, base, progress)
+    if not RunContext(recipe, base).style.rules:
+        raise RecipeError("the style has no rules, and by them `compare` counts answers; give it some")
+    with _alone(folder / SETS, progress):
+        sets = _sets(recipe, grid, base, progress)
     context = RunContext(recipe, base, progress=progress)
     before = answered(context.style, context.read("evals/before.jsonl", answer_from_row), grid.tone)
     with beside((time.monotonic() - started) / 60):
@@ -70,6 +73,19 @@ def compare(
     while found := _finished(folder, context, grid, sets, done):  # what others have ended meanwhile
         done |= found
     return _write(folder, context, grid, sets, before, done)
+
+
+@contextmanager
+def _alone(place: Path, progress: Progress) -> Iterator[None]:
+    """What is inside is done by one process at a time; a lock of its own, as a run folder in use is an error."""
+    while True:
+        with claimed(place) as ours:
+            if ours:
+                yield
+                return
+        with progress.task("waiting for the sets of another process", total=1, unit="looks") as advance:
+            time.sleep(WAIT)
+            advance(1)
 
 
 def _finished(
@@ -152,23 +168,21 @@ def _checked(recipe: Recipe) -> CompareSettings:
 
 def _sets(recipe: Recipe, grid: CompareSettings, base: Path, progress: Progress) -> dict[str, list[Pair]]:
     """The matched sets; answers that are there are not asked for again."""
-    if not RunContext(recipe, base).style.rules:
-        raise RecipeError("the style has no rules, and by them `compare` counts answers; give it some")
     run(recipe, base, upto="baseline", progress=progress)
     if any(grid.retain_weights) and recipe.retain:
         held = recipe.retain if retains(recipe) else recipe.retain.model_copy(update={"weight": 1.0})
         run(recipe.model_copy(update={"retain": held}), base, upto="retain", progress=progress)
     run(recipe, base, upto="sample", progress=progress)
-    own = {"stronger": grid.stronger is not None, "off_policy": bool(grid.others)}
+    stronger, others = voices(recipe)
     for maker in grid.sets:
-        if not own.get(maker, False):
+        if not {"stronger": stronger, "off_policy": others}.get(maker):
             run(recipe, base, maker=maker, progress=progress)
     with open_folder(base):
         context = RunContext(recipe, base, progress=progress)
-        if "stronger" in grid.sets and grid.stronger:
-            _stronger(context, grid.stronger)
-        if "off_policy" in grid.sets and grid.others:
-            _off_policy(context, grid.others)
+        if "stronger" in grid.sets and stronger:
+            _stronger(context, stronger)
+        if "off_policy" in grid.sets and others:
+            _off_policy(context, others)
         match_sets(base, grid.sets)
     name = "matched.jsonl" if len(grid.sets) > 1 else "pairs.jsonl"
     files = {maker: base / SETS / maker / name for maker in grid.sets}
@@ -178,6 +192,12 @@ def _sets(recipe: Recipe, grid: CompareSettings, base: Path, progress: Progress)
             "no prompt has a pair in every set; take more prompts, or more `samples` of them", file=base / SETS
         )
     return sets
+
+
+def voices(recipe: Recipe) -> tuple[Voice | None, tuple[Voice, ...]]:
+    """In which ways the policy itself stands in for a stronger model and for others: where none are asked."""
+    grid = recipe.compare or CompareSettings()
+    return None if recipe.llm.stronger else grid.stronger, () if recipe.llm.others else grid.others
 
 
 def _stronger(run: RunContext, voice: Voice) -> None:
@@ -216,7 +236,8 @@ def _spoken(run: RunContext, voice: Voice, name: str, number: int) -> list[str]:
     ]
     file = f"voices/{name}.jsonl"
     key = run.path(f"voices/{name}.key")
-    asked_of = (run.model_fingerprint, run.recipe.train.dtype, content_hash(run.path("prompts.jsonl")), run.recipe.seed)
+    batch, dtype = run.recipe.sample.batch_size, run.recipe.train.dtype
+    asked_of = (run.model_fingerprint, dtype, content_hash(run.path("prompts.jsonl")), run.recipe.seed, batch)
     salt = AGAIN * (2 + number)
     here = f"{voice!r} {asked_of} {salt}"
     if not key.is_file() or key.read_text(encoding="utf-8") != here:
@@ -224,9 +245,11 @@ def _spoken(run: RunContext, voice: Voice, name: str, number: int) -> list[str]:
             old.unlink(missing_ok=True)
         key.parent.mkdir(exist_ok=True)
         key.write_text(here, encoding="utf-8")
-    batch = run.recipe.sample.batch_size
     how = SampleSettings(max_new_tokens=voice.max_new_tokens, temperature=voice.temperature, batch_size=batch)
-    answers = run.answer(run.loaded(run.recipe.train.dtype), asked, how, file, salt=salt)
+    if run.path(file).is_file():  # finished: the model need not be loaded
+        answers = run.read(file, answer_from_row)
+    else:
+        answers = run.answer(run.loaded(dtype), asked, how, file, salt=salt)
     texts = [without_torn_end(a.text) if a.finish == "length" else a.text.strip() for a in answers]
     return [_best_of(run, prompt, texts[k :: len(prompts)]) for k, prompt in enumerate(prompts)]
 

@@ -24,7 +24,8 @@ def tabled(
     grid: CompareSettings, sets: Mapping[str, Sequence[Pair]], done: Results, *, keeps: Callable[[Messages, str], bool]
 ) -> dict[str, Any]:
     """The whole comparison, JSON-ready. `keeps`: whether an answer to a prompt keeps every rule."""
-    done = {cell: done[cell] for cell in planned(grid, done) if cell in done}  # whoever has finished them when
+    ended = {cell: done[cell] for cell in planned(grid, done) if cell in done}  # whoever has finished them when
+    done = {cell: result for cell, result in ended.items() if "failed" not in result}
     return {
         "sets": [{"set": name, "pairs": len(pairs), **_contrastive(pairs, keeps)} for name, pairs in sets.items()],
         "rows": [row for s in grid.sets for o in grid.objectives if (row := _row(grid, done, s, o))],
@@ -33,6 +34,7 @@ def tabled(
             _point(result) for cell, result in done.items() if len(grid.retain_weights) > 1 and _held(grid, done, cell)
         ],
         "cells": [dict(result) for result in done.values()],
+        "failed": [{"name": c.name, "why": r["failed"]} for c, r in ended.items() if "failed" in r],
         "budgets": BUDGETS,
     }
 

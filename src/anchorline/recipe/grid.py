@@ -126,7 +126,12 @@ def to_come(grid: CompareSettings, done: Results) -> int:
     """How many cells are left, those included that are not known yet (`planned`)."""
     head, rest = _head_and_rest(grid)
     row = sum(key[0] == grid.sets[0] for key in head)
-    further = len(head) * (len(grid.seeds) - 1) + row * (len(grid.retain_weights) - 1)
+    seeds, weights = len(grid.seeds) - 1, len(grid.retain_weights) - 1
+    further = len(head) * seeds + row * weights
+    for key in head:  # where every learning rate failed nothing follows
+        found = swept(grid, done, *key)
+        if len(found) == len(grid.learning_rates) and best(found) is None:
+            further -= seeds + weights * (key[0] == grid.sets[0])
     whole = len(head) * len(grid.learning_rates) + len(rest) * len(_rates_of_rest(grid)) + further
     return whole - sum(cell in done for cell in planned(grid, done))
 
@@ -144,13 +149,14 @@ def _head_and_rest(grid: CompareSettings) -> tuple[list[tuple[Maker, str]], list
 
 
 def swept(grid: CompareSettings, done: Results, maker: str, objective: str) -> dict[Cell, Mapping[str, Any]]:
-    """The finished cells of a set and an objective that differ in the learning rate alone."""
+    """The finished cells of a set and an objective that differ in the learning rate alone, failed ones among them."""
     same = (maker, objective, grid.seeds[0], grid.retain_weights[0])
     return {c: r for c, r in done.items() if (c.maker, c.objective, c.seed, c.weight) == same}
 
 
 def best(results: Results) -> Cell | None:
-    """The cell with most answers that keep all rules; then with most rules kept; then with the least drift."""
+    """The cell with most answers that keep all rules; then with most rules kept; then with the least drift; none failed."""
+    results = {cell: result for cell, result in results.items() if "failed" not in result}
     return max(results, key=lambda cell: _merit(results[cell]), default=None)
 
 

@@ -1,7 +1,7 @@
 """The grid of `compare` on one HTML page, and as text: text, a style sheet and SVG, nothing that runs or loads.
 
 >>> empty = {"name": "x", "todo": 3, "before": {"share": 0.0, "n": 4}, "sets": [], "rows": [], "contrasts": [], "retain": [],
-...          "cells": [], "budgets": []}
+...          "cells": [], "failed": [], "budgets": []}
 >>> "<script" in build_compare_page(empty), compare_text(empty).splitlines()[0]
 (False, 'x: 0 cells, 3 to go; before training 0 % of 4 held-out answers keep every rule')
 """
@@ -96,6 +96,9 @@ def compare_text(table: Mapping[str, Any]) -> str:
             f"{one['one']} minus {one['other']}: {100 * one['difference']:+z.0f} ({span}), McNemar p {one['p']:.3g}, "
             f"n {one['n']}, best of {one['rates']}, drift {one['drift_difference']:+z.3f}"
         )
+    if table["failed"]:
+        lines += ["", "failed, and in no figure (another learning rate, or train.dtype=float32)"]
+    lines += [f"{one['name']}: {one['why']}" for one in table["failed"]]
     return "\n".join(lines) + "\n"
 
 

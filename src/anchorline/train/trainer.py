@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from anchorline.data.jsonl import append_jsonl
-from anchorline.errors import TrainingError
+from anchorline.errors import Diverged
 from anchorline.objectives.kto import reference_point
 from anchorline.objectives.logps import AnswerLogps, PairLogps
 from anchorline.objectives.mixed import each
@@ -54,7 +54,6 @@ class TrainingData(NamedTuple):
     """The reference's log-prob of each of their tokens, by `response_key`."""
 
 
-WAY_OUT = "lower train.learning_rate, or set train.dtype to float32"
 EVALUATED = 256
 """Held-out examples that are cut into rows together."""
 
@@ -215,9 +214,7 @@ class AnchoredTrainer(Trainer):
         batch, rows = self._losses(examples, tokens)
         if not bool(rows.isfinite().all()):
             bad = [e.id for e, row in zip(examples, rows.tolist(), strict=True) if not math.isfinite(row)]
-            raise TrainingError(
-                f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])}); {WAY_OUT}"
-            )
+            raise Diverged(f"the loss is not a number at step {self.state.global_step + 1} (rows {', '.join(bad[:3])})")
         where = {"step": self.state.global_step + 1, "epoch": int(self.state.epoch or 0)}
         records = self.recorder.rows(examples, batch, rows, by_branch(tokens, examples))
         self._records += [{**where, **record} for record in records]
@@ -285,9 +282,9 @@ class AnchoredTrainer(Trainer):
             self._records = []
             norm = logs.get("grad_norm")
             if norm is not None and not math.isfinite(norm):
-                raise TrainingError(
+                raise Diverged(
                     f"the gradient is not a number at step {self.state.global_step} "
-                    f"(rows {', '.join(record['id'] for record in records[:3])}); {WAY_OUT}"
+                    f"(rows {', '.join(record['id'] for record in records[:3])})"
                 )
             numbers = step_metrics(records)
             if self.retain:
