@@ -160,8 +160,13 @@ def test_each_pair_gets_what_its_own_verdicts_ask_for():
     between = advise(met([LOSS] * 20, [WIN] * 20))
     found = [p.objective for p in own_objectives(rows, verdicts, between, experimental=True)]
     assert found == ["apo_zero", "apo_down", "apo_up", "apo_zero", "apo_zero", "apo_zero", "apo_zero"]
-    found = [p.objective for p in own_objectives(rows, verdicts, between, experimental=True, own_rejected=True)]
+    everyone = {p.id for p in rows}
+    found = [p.objective for p in own_objectives(rows, verdicts, between, experimental=True, own_rejected=everyone)]
     assert found == ["apo_zero", "apo_down", "apo_zero", "apo_zero", "apo_down", "apo_zero", "apo_zero"]
+    some = [p.objective for p in own_objectives(rows, verdicts, between, experimental=True, own_rejected={"4"})]
+    assert some == ["apo_zero", "apo_down", "apo_up", "apo_zero", "apo_down", "apo_zero", "apo_zero"], (
+        "of this pair alone"
+    )
     given = [replace(p, objective="dpo") if n in (1, 6) else p for n, p in enumerate(rows)]
     found = [p.objective for p in own_objectives(given, verdicts, between)]
     assert found == ["apo_zero", "dpo", "apo_zero", "apo_zero", "apo_zero", "apo_zero", "dpo"]

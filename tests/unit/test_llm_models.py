@@ -263,6 +263,11 @@ def test_the_fingerprint_follows_weights_tokenizer_and_template_and_nothing_else
     (notes / "README.md").write_text("a note")
     changed = {fingerprint(path) for path in (weights, words_, template)}
     assert len(changed) == 3 and before not in changed and fingerprint(notes) == before
+    old = []
+    for value in range(2):
+        (notes / "pytorch_model.bin").write_bytes(bytes([value]) * 9)
+        old.append(fingerprint(notes))
+    assert len({before, *old}) == 3, "weights of the older kind"
 
 
 @pytest.mark.parametrize("place", ["the start", "the middle", "the end"])

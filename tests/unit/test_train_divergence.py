@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_toys import example, tiny
+from test_train_toys import VOCABULARY, example, llama, tiny
 
 from anchorline.train import divergence
 from anchorline.train.attention import PACKED
@@ -33,6 +33,26 @@ def by_hand(policy: Any, reference: Any, one: Any) -> tuple[torch.Tensor, torch.
         p, q = (model(tokens).logits[0, at].float().softmax(-1) for model in (policy, reference))
     index = torch.tensor(one.responses[0])[:, None]
     return (p * (p / q).log()).sum(-1), (p.gather(-1, index) / q.gather(-1, index)).log()[:, 0]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_heads_that_are_filled_up_differently_are_compared_over_the_tokens_that_both_have(models, packed):
+    policy, reference = models
+    wider = tiny(llama(vocab_size=VOCABULARY + 8), dtype=torch.float64)
+    state = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.cat([state[name], torch.full((8, state[name].shape[1]), 9.0, dtype=torch.float64)])
+    wider.load_state_dict(state)
+    found = []
+    for one in (policy, wider):
+        for model in (one, reference):
+            model.set_attn_implementation(PACKED if packed else "sdpa")
+        found += token_divergences(one, reference, nullcontext, EXAMPLES, packed=packed)
+        found += token_divergences(reference, one, nullcontext, EXAMPLES, packed=packed)
+    for model in models:
+        model.set_attn_implementation("sdpa")
+    for same, other in zip(found[:6], found[6:], strict=True):
+        assert torch.allclose(same.kl, other.kl) and torch.allclose(same.change, other.change)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -120,10 +120,13 @@ def own_objectives(
     advice: Advice,
     *,
     experimental: bool = False,
-    own_rejected: bool = False,
+    own_rejected: Container[str] = (),
 ) -> list[Pair]:
-    """Each pair with an objective: the one that it has; else what its own two verdicts ask for; else the set's."""
-    found = {m.id: _own(m, experimental=experimental, own_rejected=own_rejected) for m in met}
+    """Each pair with an objective: the one that it has; else what its own two verdicts ask for; else the set's.
+
+    `own_rejected`: the ids of pairs whose rejected answer is a sample of this policy, where the verdict against it is chance.
+    """
+    found = {m.id: _own(m, experimental=experimental, own_rejected=m.id in own_rejected) for m in met}
     return [replace(pair, objective=pair.objective or found.get(pair.id) or advice.objective) for pair in pairs]
 
 

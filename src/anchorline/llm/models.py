@@ -187,11 +187,14 @@ def fingerprint(path: Path) -> str:
     """A hash of what decides a model's outputs: config, tokenizer, template, and its weights.
 
     Of each tensor its name, type and shape are read, and a few KiB at its start, middle and end: that takes milliseconds for
-    a large model, too, and a fine-tune of any layers differs somewhere in what is read.
+    a large model, too, and a fine-tune of any layers differs somewhere in what is read. Files of weights
+    of another kind (`.bin`) are read whole.
     """
     base = adapter_base(path)
     digest = hashlib.sha256(fingerprint(resolve(base)).encode() if base else b"")
-    for file in sorted(p for p in path.iterdir() if p.suffix in {".json", ".jinja", ".safetensors", ".model", ".txt"}):
+    for file in sorted(
+        p for p in path.iterdir() if p.suffix in {".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"}
+    ):
         digest.update(json.dumps([file.name, file.stat().st_size]).encode())
         with file.open("rb") as f:
             for piece in _weights(f) if file.suffix == ".safetensors" else [hashlib.file_digest(f, "sha256").digest()]:

@@ -91,7 +91,7 @@ def advise_set(run: RunContext) -> list[Failure]:
         raise EndpointError(f"the judge {judge} answered none of {len(unjudged)} requests: {unjudged[0].reason}")
     run.write(JUDGED, met, compared_to_row)
     hidden, why = _hidden(run, sample)
-    own = sum(p.provenance.maker in OWN and same_model(p.provenance.policy, run.policy_name) for p in pairs)
+    own = len(_own_rejected(run, pairs))
     advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own > len(pairs) / 2)
     rows = {**advice._asdict(), "chosen": advice.chosen._asdict(), "rejected": advice.rejected._asdict()}
     found: dict[str, Any] = {
@@ -129,7 +129,8 @@ def own_pairs(recipe: Recipe, folder: Path) -> OwnPairs:
     own = advised["own_rejected"] > advised["pairs"] / 2
     advice = advise(met, level=asked.level, experimental=asked.experimental, own_rejected=own)
     given = read_pairs(source).rows
-    own_ones = own_objectives(given, met, advice, experimental=asked.experimental, own_rejected=own)
+    mine = _own_rejected(run, given)
+    own_ones = own_objectives(given, met, advice, experimental=asked.experimental, own_rejected=mine)
     return OwnPairs(own_ones, sum(pair.objective is not None for pair in given))
 
 
@@ -138,6 +139,11 @@ def run_source(recipe: Recipe) -> str:
     if recipe.pairs.file is None:
         raise RecipeError("the recipe makes its pairs; --per-pair takes a file of pairs")
     return recipe.pairs.file
+
+
+def _own_rejected(run: RunContext, pairs: Sequence[Pair]) -> set[str]:
+    """The ids of pairs whose rejected answer is a sample of this policy."""
+    return {p.id for p in pairs if p.provenance.maker in OWN and same_model(p.provenance.policy, run.policy_name)}
 
 
 def same_model(one: str, other: str) -> bool:

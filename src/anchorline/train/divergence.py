@@ -59,9 +59,11 @@ def token_divergences(
     found = []
     for example, own, other in zip(examples, ours, theirs, strict=True):
         # logits of one response at a time: those of all would fill the memory
-        log_p = _logits(policy, own, packed=packed).log_softmax(-1)
+        log_p = _logits(policy, own, packed=packed)
         with switched_off():  # an adapter may sit on the head
-            log_q = _logits(reference, other, packed=packed).log_softmax(-1)
+            log_q = _logits(reference, other, packed=packed)
+        # two heads for the same tokens may be filled up to different sizes
+        log_p, log_q = (x[:, : min(log_p.shape[1], log_q.shape[1])].log_softmax(-1) for x in (log_p, log_q))
         gap = log_p - log_q
         targets = torch.tensor(example.responses[0], device=gap.device)
         kl, change = (log_p.exp() * gap).sum(-1), gap.gather(-1, targets[:, None]).squeeze(-1)
