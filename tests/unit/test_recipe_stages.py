@@ -519,6 +519,16 @@ def test_a_served_policys_samples_are_others_for_another_seed(place: Path, monke
     assert len({*numbers(0), *numbers(1), *numbers(2**31 - 1)}) == 9
 
 
+@pytest.mark.parametrize("name", ["sample", "resample"])
+def test_a_served_policy_is_asked_again_for_another_seed(place: Path, name: str) -> None:
+    (stage,) = (stage for stage in STAGES if stage.name == name)
+    first, same, other = (
+        stage.settings(RunContext(load_recipe("r/recipe.yaml", (*SERVED, f"seed={seed}")), Path("out")))
+        for seed in (0, 0, 1)
+    )
+    assert first == same != other
+
+
 def test_a_served_policys_thinking_is_no_part_of_its_answer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEndpoint(["<think>Monday? Tuesday.</think>\n\nOn Tuesday.", "<think>Monday? Tues"])
     served_by(fake, monkeypatch)

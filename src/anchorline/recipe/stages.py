@@ -439,7 +439,8 @@ def _sample_settings(run: RunContext) -> dict[str, Any]:
     if served is None:
         return _model_settings(run, "sample") | {"dtype": run.recipe.train.dtype}
     settings = run.recipe.sample.model_dump(exclude={"batch_size"})
-    return {"sample": settings, "policy": _asked(served), "cut": run.recipe.sample.max_new_tokens}
+    asked = {"sample": settings, "policy": _asked(served), "cut": run.recipe.sample.max_new_tokens}
+    return asked | {"seed": run.recipe.seed}  # by which `ask_policy` numbers the samples
 
 
 def _asked(settings: EndpointSettings) -> dict[str, Any]:
