@@ -97,6 +97,7 @@ def test_the_whole_conversation_counts():
     assert drop_overlap([ask("Hi", system="Be brief."), ask("Ho")], [ask("hi", system="BE BRIEF.")]).train == [
         ask("Ho")
     ]
+    assert drop_overlap([ask("Hi", system="Be brief."), ask("Ho")], [ask("hi")], system=False).train == [ask("Ho")]
     turns = (Message("user", "a b"),)
     assert drop_overlap([Prompt("1", turns)], [Prompt("1", (Message("user", "a"), Message("user", "b")))]).train
 

@@ -200,6 +200,7 @@ WRITTEN = {"file": "pairs.jsonl", "answers": "answers.jsonl", "candidates": "can
 def beside_prompts(place: Path, kind: str, **changes: Any) -> tuple[Recipe, str]:
     """A recipe with given rows beside `prompts`, and the stage that reads them."""
     texts = ["the hat", "The  HAT", f"tell me: {LONG}?", "the map", "the cup", "the cup", "the key", "the bag"]
+    texts += ["A driver came"]
     write_rows(
         place / "given.jsonl", [{"id": f"g{n}", "prompt": text, **COLUMNS[kind]} for n, text in enumerate(texts)]
     )
@@ -222,6 +223,7 @@ def test_what_evaluation_uses_is_not_trained_on(tmp_path: Path, kind: str) -> No
     assert [(failure.kind, failure.id) for failure in failures] == [
         ("heldout", "g0"),
         ("heldout", "g1"),
+        ("heldout", "g8"),
         ("contaminated", "g2"),
     ]
     kept = rows(tmp_path / "out" / WRITTEN[kind])

@@ -37,13 +37,13 @@ def context(asked: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tup
 
 
 def test_what_evaluation_measures_is_not_held_and_the_rest_is_answered_as_the_reference_would(tmp_path, monkeypatch):
-    run, seen = context(holding(tmp_path, "FOUR", "six"), tmp_path, monkeypatch)
+    run, seen = context(holding(tmp_path, "FOUR", "six", "three"), tmp_path, monkeypatch)
     stage("prompts").act(run)
     failures = stage("retain").act(run)
     asked, how = seen[RETAINED]
     assert [(p.id, [m.role for m in p.messages]) for p in asked] == [("kept-1", ["user"])]
     assert (how.temperature, how.top_p, how.max_new_tokens) == (1.0, 1.0, 9)
-    assert [(f.id, f.kind) for f in failures] == [("kept-0", "heldout")]
+    assert [(f.id, f.kind) for f in failures] == [("kept-0", "heldout"), ("kept-2", "heldout")]
 
 
 def test_prompts_that_are_all_measured_are_refused(tmp_path, monkeypatch):

@@ -38,10 +38,20 @@ def recipe(folder: Path, unstyled: str) -> Recipe:
 
 
 def test_what_evaluation_measures_is_not_trained_on(tmp_path: Path):
-    unstyled = prompts(tmp_path / "unstyled.jsonl", "FOUR", "five")
+    unstyled = prompts(tmp_path / "unstyled.jsonl", "FOUR", "five", "three")
     sources = read_sources(recipe(tmp_path, unstyled))
     assert [p.id for p in sources.unstyled] == ["unstyled-1"]
-    assert [p.id for p in sources.dropped] == ["unstyled-0"]
+    assert [p.id for p in sources.dropped] == ["unstyled-0", "unstyled-2"], "the held-out one has a system message"
+
+
+def test_a_training_prompt_that_is_a_general_one_is_not_trained_on(tmp_path: Path):
+    asked = recipe(tmp_path, prompts(tmp_path / "unstyled.jsonl", "five"))
+    prompts(tmp_path / "general.jsonl", "ONE", "four")
+    sources = read_sources(asked)
+    assert ([p.id for p in sources.train], [p.id for p in sources.dropped]) == (["train-1"], ["train-0"])
+    prompts(tmp_path / "general.jsonl", "one", "two")
+    with pytest.raises(DataError, match=r"train\.jsonl: all its prompts are ones that evaluation measures"):
+        read_sources(asked)
 
 
 def test_unstyled_prompts_get_no_system_message(tmp_path: Path):

@@ -64,17 +64,22 @@ def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list({_key(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
 
 
-def drop_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> Kept:
-    """Take from the training prompts those that are also held out; DataError if none would be left."""
-    held = {_key(prompt) for prompt in heldout}
-    kept = Kept([p for p in train if _key(p) not in held], [p for p in train if _key(p) in held])
+def drop_overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], *, system: bool = True) -> Kept:
+    """Take from the training prompts those that are also held out; DataError if none would be left.
+
+    Without `system` two prompts are also the same where only their system messages differ, or one has none.
+    """
+    held = {_key(prompt, system=system) for prompt in heldout}
+    kept = Kept([], [])
+    for prompt in train:
+        (kept.dropped if _key(prompt, system=system) in held else kept.train).append(prompt)
     if not kept.train:
         raise DataError(f"all {len(train)} training prompts are also held out, expected at least one that is not")
     return kept
 
 
-def _key(prompt: Prompt) -> str:
-    return json.dumps([[m.role, _normal(m.content)] for m in prompt.messages])
+def _key(prompt: Prompt, *, system: bool = True) -> str:
+    return json.dumps([[m.role, _normal(m.content)] for m in prompt.messages if system or m.role != "system"])
 
 
 def _normal(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 from anchorline.data import (
     Candidates,
     Contaminated,
+    Kept,
     distinct,
     drop_contaminated,
     drop_overlap,
@@ -78,7 +79,8 @@ class Retain(NamedTuple):
 def read_sources(recipe: Recipe) -> Sources:
     """Training, held-out, general and unstyled prompts.
 
-    A prompt that evaluation uses is never trained on, whatever its capitals and spaces.
+    A prompt that evaluation uses is never trained on, whatever its capitals and spaces. General and unstyled prompts are
+    compared without system messages, as the recipe's goes before the training and the held-out ones only.
     """
     sources, strict = recipe.prompts, recipe.strict
     assert sources is not None
@@ -100,8 +102,10 @@ def read_sources(recipe: Recipe) -> Sources:
             train, heldout=sources.heldout, seed=recipe.seed, file=sources.train, field="prompts.heldout"
         )
     general, unstyled = read(sources.general), read(sources.unstyled)
+    train, measured = _unmeasured(train, general, file=sources.train)
+    dropped = [*dropped, *measured]
     if unstyled:
-        unstyled, measured = drop_overlap(unstyled, [*general, *heldout])
+        unstyled, measured = _unmeasured(unstyled, [*general, *heldout], file=sources.unstyled)
         dropped = [*dropped, *measured]
         taken = {prompt.id for prompt in train} & {prompt.id for prompt in unstyled}
         if taken:
@@ -109,6 +113,19 @@ def read_sources(recipe: Recipe) -> Sources:
     train, contaminated = _decontaminated(train, sources, file=sources.train)
     unstyled, overlapping = _decontaminated(unstyled, sources, file=sources.unstyled)
     return Sources(train[: sources.limit], heldout, general, unstyled, dropped, [*contaminated, *overlapping], problems)
+
+
+def _unmeasured(prompts: list[Prompt], measured: Sequence[Prompt], *, file: str | None) -> Kept:
+    """The prompts of the file that evaluation does not measure, with whichever system message, and those that it does.
+
+    Raises:
+        DataError: none is left.
+
+    """
+    try:
+        return drop_overlap(prompts, measured, system=False)
+    except DataError:
+        raise DataError("all its prompts are ones that evaluation measures; name others", file=file) from None
 
 
 def _decontaminated(
@@ -139,11 +156,7 @@ def read_retained(recipe: Recipe, measured: Sequence[Prompt]) -> Retain:
     """
     assert recipe.retain is not None
     loaded = read_prompts(recipe.retain.prompts, strict=recipe.strict)
-    try:
-        kept, dropped = drop_overlap(loaded.rows, measured)
-    except DataError:
-        why = "all its prompts are ones that evaluation measures; name others"
-        raise DataError(why, file=recipe.retain.prompts) from None
+    kept, dropped = _unmeasured(loaded.rows, measured, file=recipe.retain.prompts)
     kept, contaminated = _decontaminated(kept, recipe.prompts, file=recipe.retain.prompts)
     return Retain(kept, dropped, contaminated, loaded.problems)
 
@@ -220,6 +233,8 @@ def _sifted(recipe: Recipe, rows: list[Row], problems: list[DataError], *, share
     if share is not None:
         file, field = recipe.pairs.file or recipe.pairs.answers, "pairs" if recipe.pairs.file else "prompts"
         train, held = split(train, heldout=share, seed=recipe.seed, file=file, field=f"{field}.heldout")
+    train, measured = _unmeasured(train, general, file=recipe.pairs.file or recipe.pairs.answers)
+    dropped = [*dropped, *measured]
     kept, contaminated = _decontaminated(train, sources, file=recipe.pairs.file or recipe.pairs.answers)
     ids, held_ids = {prompt.id for prompt in kept[: sources.limit if sources else None]}, {prompt.id for prompt in held}
     return Given(
