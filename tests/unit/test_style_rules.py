@@ -132,7 +132,11 @@ def test_a_match_across_the_greeting_drops_the_answers_sentence_never_the_greeti
         ("(?i)asap", "soon", "Come ASAP, please.", "Come soon, please."),
         ("really ?", "", "It is really good. Not really.", "It is good. Not ."),
         ("very", "", "It is very good.", "It is good."),
-        ("aa", "a", "Keep. baaaad", "Keep."),
+        ("aa", "a", "Keep. baaaad", "Keep. bad"),
+        ("!!", "!", "Wow!!!! It left.", "Wow! It left."),
+        ("\n\n\n", "\n\n", "One.\n\n\n\n\nTwo.", "One.\n\nTwo."),
+        ("a a", "a or a", "Keep a a a.", "Keep a or a or a."),
+        ("(?<=.{5})b", "bb", "Keep. It is bad.", "Keep."),  # each round would double them
         ("x", r"\1", "an x", r"an \1"),
     ],
 )

@@ -22,6 +22,9 @@ from anchorline.style.sentences import Piece, drop, split
 from anchorline.style.spelling_words import AMERICAN, BRITISH
 from anchorline.types import Messages
 
+ROUNDS = 100
+"""So often is replaced what replacing made anew; what matches then goes with its sentence."""
+
 Term = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
@@ -58,15 +61,27 @@ class Forbidden(BaseRule):
         return text
 
     def _replaced(self, body: str, replacement: str) -> str:
-        """Every match replaced; one taken out whole also takes a space that it would leave doubled."""
-        done, out = 0, ""
-        for start, end in find_all(self.pattern, body, rule=self.name):
-            out += body[done:start]
-            if not replacement and (not out or out[-1].isspace()) and body[end : end + 1] == " ":
-                end += 1  # noqa: PLW2901
-            out += replacement
-            done = end
-        return out + body[done:]
+        """Every match replaced, and those that this makes, unless they become more."""
+        matches = find_all(self.pattern, body, rule=self.name)
+        for _ in range(ROUNDS):
+            before, body = body, _put_in(body, matches, replacement)
+            made = find_all(self.pattern, body, rule=self.name)
+            if not made or body == before or len(made) > len(matches):
+                break
+            matches = made
+        return body
+
+
+def _put_in(body: str, matches: list[tuple[int, int]], replacement: str) -> str:
+    """The replacement for each match; one taken out whole also takes a space that it would leave doubled."""
+    done, out = 0, ""
+    for start, end in matches:
+        out += body[done:start]
+        if not replacement and (not out or out[-1].isspace()) and body[end : end + 1] == " ":
+            end += 1  # noqa: PLW2901
+        out += replacement
+        done = end
+    return out + body[done:]
 
 
 def _without(text: str, matches: list[tuple[int, int]], frame: Frame) -> str:
