@@ -569,10 +569,10 @@ def test_a_batch_run_that_was_killed_goes_on(tmp_path: Path, killed_at: str, mon
                 else:
                     take, count = module._Order._take, iter(range(100))
 
-                    async def some(self: Any, line: bytes, waiting: Any) -> None:
+                    async def some(self: Any, line: bytes, waiting: Any, **early: Any) -> None:
                         if next(count) == 4:
                             raise Killed
-                        await take(self, line, waiting)
+                        await take(self, line, waiting, **early)
 
                     patch.setattr(module._Order, "_take", some)
                 with pytest.raises(Killed):
@@ -677,8 +677,8 @@ def test_an_unreadable_reply_of_a_batch_is_paid_once_though_the_process_is_kille
     server = line_instead(ask(0), json.dumps(line).encode())
     take = module._Order._take
 
-    async def take_and_die(self: Any, line: bytes, waiting: Any) -> None:
-        await take(self, line, waiting)
+    async def take_and_die(self: Any, line: bytes, waiting: Any, **early: Any) -> None:
+        await take(self, line, waiting, **early)
         raise KeyboardInterrupt
 
     async def main() -> None:
@@ -764,6 +764,18 @@ def test_a_batch_that_failed_says_why(tmp_path: Path) -> None:
 
     found = batch(tmp_path / "c", Refusing(), [ask(0)])
     assert (found.unanswered, found.said) == (1, ("failed: line 1: bad model",)) and len(found.batches) == 1
+
+
+def test_what_an_expired_batch_leaves_unanswered_is_asked_again(tmp_path: Path) -> None:
+    requests = [ask(i) for i in range(5)]
+    server = FakeServer(batch_lines=3)
+    found = batch(tmp_path / "c", server, requests)
+    assert (found.answered, found.failed, found.unanswered, found.said) == (3, 0, 2, ("expired",))
+    with RequestCache(tmp_path / "c") as cache:
+        assert cache.read("SELECT count(*), count(error) FROM requests") == [(3, 0)]
+    found = batch(tmp_path / "c", server, requests)
+    assert (found.hits, found.answered, found.unanswered) == (3, 2, 0)
+    assert set(server.answered.values()) == {1}
 
 
 def test_a_batch_stays_in_its_budget(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class _Order:
             if result:
                 content = await self._sent(lambda result=result: client.files.content(result))
                 for line in content.content.splitlines():
-                    await self._take(line, waiting)
+                    await self._take(line, waiting, early=batch.status != "completed")
 
         def finish(db: Any) -> None:
             db.execute("DELETE FROM waiting WHERE file = ?", (file,))
@@ -261,9 +261,10 @@ class _Order:
             self._endpoint.hide(": ".join([batch.status, "; ".join(errors)] if errors else [batch.status]))
         )
 
-    async def _take(self, line: bytes, waiting: dict[str, Any]) -> None:
+    async def _take(self, line: bytes, waiting: dict[str, Any], *, early: bool) -> None:
         """Put one result into the cache. A line that names no request that waits is not ours, or was taken already, maybe by a
-        process that was killed before it could finish this batch.
+        process that was killed before it could finish this batch. One without a response, of a batch that ended `early`
+        (expired, cancelled), says that the request's turn never came: it goes on waiting.
         """
         try:
             result = json.loads(line)
@@ -271,6 +272,8 @@ class _Order:
         except (ValueError, LookupError, TypeError):
             return  # its request is lost
         if not isinstance(key, str) or key not in waiting:
+            return
+        if early and not isinstance(result.get("response"), dict):
             return
         _, _, messages, settings, max_tokens, stage, row = waiting.pop(key)
         request = Request(read_messages(messages), max_tokens, row=row, stage=stage)

@@ -1,4 +1,4 @@
-"""The fake server's files and batches, kept in memory. A batch is done when it has been looked at `POLLS` times.
+"""The fake server's files and batches, kept in memory. A batch has ended when it has been looked at `POLLS` times.
 
 >>> FakeBatches(lambda body: (200, {})).route("GET", "/v1/batches", {}, b"")
 b'{"object": "list", "data": [], "has_more": false}'
@@ -13,14 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 POLLS = 2
+EXPIRED = {"code": "batch_expired", "message": "the completion window expired before this request's turn"}
 ONE = re.compile(r"/v1/(files|batches)/([\w-]+)(/content)?")
 
 
 class FakeBatches:
-    """`answer` gives status and body for the body of one line."""
+    """`answer` gives status and body for the body of one line. With more lines than `lines` a batch expires after them."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> None:
-        self._answer = answer
+    def __init__(self, answer: Callable[[dict[str, Any]], tuple[int, Any]], *, lines: int | None = None) -> None:
+        self._answer, self._lines = answer, lines
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
         self._looks: dict[str, int] = {}
@@ -65,18 +66,23 @@ class FakeBatches:
     def _look(self, name: str) -> dict[str, Any]:
         batch = self._batches[name]
         self._looks[name] = self._looks.get(name, 0) + 1
-        if self._looks[name] < POLLS or batch["status"] == "completed":
+        if self._looks[name] < POLLS or batch["status"] != "in_progress":
             return batch
-        fine, failed = [], []
-        for line in self._files[batch["input_file_id"]].splitlines():
+        fine, failed, ended = [], [], "completed"
+        for n, line in enumerate(self._files[batch["input_file_id"]].splitlines()):
             row = json.loads(line)
+            result = {"id": "fake", "custom_id": row["custom_id"], "response": None, "error": None}
+            if n == self._lines:
+                ended = "expired"
+            if ended == "expired":
+                failed.append(json.dumps(result | {"error": EXPIRED}))
+                continue
             status, body = self._answer(row["body"])
-            response = {"status_code": status, "request_id": "fake", "body": body}
-            result = {"id": "fake", "custom_id": row["custom_id"], "response": response, "error": None}
+            result |= {"response": {"status_code": status, "request_id": "fake", "body": body}}
             (fine if status == 200 else failed).append(json.dumps(result))
         # results come in any order
         self._files[f"{name}-out"] = "\n".join(reversed(fine)).encode()
         self._files[f"{name}-err"] = "\n".join(failed).encode()
-        batch.update(status="completed", output_file_id=f"{name}-out" if fine else None)
+        batch.update(status=ended, output_file_id=f"{name}-out" if fine else None)
         batch.update(error_file_id=f"{name}-err" if failed else None)
         return batch

@@ -58,7 +58,10 @@ class Arrival(NamedTuple):
 
 
 class FakeServer:
-    """See the module. Enter it to listen; `url` is the base URL. `key` is the only API key that it takes; "" takes any."""
+    """See the module. Enter it to listen; `url` is the base URL. `key` is the only API key that it takes; "" takes any.
+
+    A batch of more than `batch_lines` lines expires after so many.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class FakeServer:
         most: int | None = None,
         retry_after: float = 0.2,
         hang: float = 3600.0,
+        batch_lines: int | None = None,
         log: str | Path | None = None,
         port: int = 0,
         key: str = "",
@@ -86,7 +90,7 @@ class FakeServer:
         self._port, self._key = port, key
         self._seen: Counter[str] = Counter()
         self._connections: set[asyncio.Task[None]] = set()
-        self._batches = FakeBatches(self._batch_line)
+        self._batches = FakeBatches(self._batch_line, lines=batch_lines)
         self.answered: Counter[str] = Counter()
         """How often each body (by its key) was answered."""
         self.bodies: deque[Body] = deque(maxlen=1000)
