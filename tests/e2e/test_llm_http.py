@@ -778,6 +778,61 @@ def test_what_an_expired_batch_leaves_unanswered_is_asked_again(tmp_path: Path) 
     assert set(server.answered.values()) == {1}
 
 
+@pytest.mark.parametrize("gone", ["file", "batch", "output", "refused file"])
+def test_what_waits_for_a_batch_that_is_gone_is_ordered_anew(
+    tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [ask(i) for i in range(3)]
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"anchorline.llm.batch._Order.{'_create' if 'file' in gone else '_collect'}", killed)
+        server = FakeServer()
+        batch(tmp_path / "c", server, requests)
+
+    class Forgetful(FakeServer):
+        refused = 0
+
+        async def _route(self, method: str, path: str, *rest: Any, **named: Any) -> Answer:
+            first = not self.refused
+            if gone == "output" and first and path.endswith("/content"):
+                self.refused = 404
+            if gone == "refused file" and first and (method, path) == ("POST", "/v1/batches"):
+                self.refused = 400
+            if first and self.refused:
+                return Answer(self.refused, b'{"error": {"message": "no such file"}}')
+            return await super()._route(method, path, *rest, **named)
+
+    other = Forgetful()
+    if gone == "output":
+        other._batches = server._batches
+    found = batch(tmp_path / "c", other, requests)
+    assert (found.answered, found.failed, found.unanswered) == (3, 0, 3)
+    (said,) = found.said
+    assert said.startswith("the endpoint does not know a batch of 3 requests any more: http://127.0.0.1:")
+    assert batch(tmp_path / "c", other, requests) == ((), 3, 0, 0, 0, ())
+
+
+def test_a_server_without_a_list_of_batches_knows_of_none_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong URL, say: with the right one again the batch is collected, and nothing is ordered twice."""
+    server = FakeServer()
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("anchorline.llm.batch._Order._collect", killed)
+        batch(tmp_path / "c", server, [ask()])
+    with pytest.raises(RequestRefused):
+        batch(tmp_path / "c", Changing("", lambda _: Answer(404, b"{}")), [ask()])
+    assert batch(tmp_path / "c", server, [ask()]).hits == 1
+    assert set(server.answered.values()) == {1} and len(server._batches._batches) == 1
+
+
 def test_a_batch_stays_in_its_budget(tmp_path: Path) -> None:
     requests = [ask(i) for i in range(40)]
     budget = Budget(BudgetSettings(max_usd=200))  # 31 a request at worst (half of 62), about 4 in truth

@@ -41,6 +41,8 @@ POLL, FIRST_POLL = 30.0, 1.0
 MOST_REQUESTS = 50_000
 MOST_BYTES = 150 << 20
 """OpenAI takes 50,000 requests and 200 MB a file."""
+GONE = frozenset({404, 410})
+"""Statuses of a batch or file that the endpoint does not know, or not any more."""
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 T = TypeVar("T")
@@ -56,6 +58,10 @@ class BatchResult(NamedTuple):
     unanswered: int
     said: tuple[str, ...] = ()
     """Why batches ended early, in the endpoint's words."""
+
+
+class _Gone(RequestRefused):
+    """The endpoint does not know the batch or file (any more)."""
 
 
 class _Line(NamedTuple):
@@ -81,6 +87,8 @@ async def run_batch(
 
     A request whose line in a completed batch is missing or cannot be read is ordered again, `attempts` times in all; then
     it has failed.
+
+    What waited for a batch that the endpoint does not know any more is ordered anew.
 
     Raises:
         BudgetReached: not even one more request's worst case fits the budget; what was ordered is collected first.
@@ -178,11 +186,18 @@ class _Order:
         await self._create(uploaded.id)
 
     async def collect_all(self) -> None:
-        """Wait for every batch of this run that is not collected yet."""
+        """Wait for every batch of this run that is not collected yet; one that is gone is given up."""
         query = "SELECT file, id FROM batches WHERE run = ? AND model = ? AND state != 'collected' ORDER BY at"
         for file, known in self._cache.read(query, (self._run, self._endpoint.model)):
-            batch = known or await self._sent(lambda file=file: self._find(file)) or await self._create(file)
-            await self._collect(file, batch)
+            batch = known
+            try:
+                batch = batch or await self._sent(lambda file=file: self._find(file)) or await self._create(file)
+                await self._collect(file, batch)
+            except RequestRefused as error:
+                # of a file that is refused for itself, in whatever words, there is no batch to lose
+                if not isinstance(error, _Gone) and (batch or error.of_all):
+                    raise
+                await self._let_go(file, error)
 
     async def give_up(self, line: _Line) -> None:
         """Store a request as failed that no batch brought a readable line for."""
@@ -246,12 +261,7 @@ class _Order:
                 content = await self._sent(lambda result=result: client.files.content(result))
                 for line in content.content.splitlines():
                     await self._take(line, waiting, early=batch.status != "completed")
-
-        def finish(db: Any) -> None:
-            db.execute("DELETE FROM waiting WHERE file = ?", (file,))
-            db.execute("UPDATE batches SET state = 'collected' WHERE file = ?", (file,))
-
-        await self._cache.on_disk(finish)
+        await self._finish(file)
         if batch.status == "completed":
             self.lost |= waiting.keys()
             return
@@ -260,6 +270,21 @@ class _Order:
         self.said.append(
             self._endpoint.hide(": ".join([batch.status, "; ".join(errors)] if errors else [batch.status]))
         )
+
+    async def _let_go(self, file: str, error: RequestRefused) -> None:
+        # a wrong URL knows no list either: then the batch may still be there, and nothing is given up
+        await self._sent(lambda: self._endpoint.client.batches.list(limit=1))
+        ((count,),) = self._cache.read("SELECT count(*) FROM waiting WHERE file = ?", (file,))
+        await self._finish(file)
+        self.unanswered += count
+        self.said.append(f"the endpoint does not know a batch of {count} requests any more: {error}")
+
+    async def _finish(self, file: str) -> None:
+        def finish(db: Any) -> None:
+            db.execute("DELETE FROM waiting WHERE file = ?", (file,))
+            db.execute("UPDATE batches SET state = 'collected' WHERE file = ?", (file,))
+
+        await self._cache.on_disk(finish)
 
     async def _take(self, line: bytes, waiting: dict[str, Any], *, early: bool) -> None:
         """Put one result into the cache. A line that names no request that waits is not ours, or was taken already, maybe by a
@@ -335,7 +360,10 @@ class _Order:
         try:
             return await call()
         except (openai.APIStatusError, openai.APIConnectionError, aiohttp.ClientError) as error:
-            raise self._endpoint.told(error) from None
+            told = self._endpoint.told(error)
+            if isinstance(error, openai.APIStatusError) and error.status_code in GONE:
+                raise _Gone(str(told), of_all=True) from None
+            raise told from None
 
 
 def _wait(state: RetryCallState) -> float:

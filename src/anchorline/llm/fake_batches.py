@@ -50,7 +50,9 @@ class FakeBatches:
         self._files[name] = data
         return {"id": name, "object": "file", "bytes": len(data), "purpose": "batch", "filename": "requests.jsonl"}
 
-    def _create(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _create(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        if body["input_file_id"] not in self._files:
+            return None
         name = f"batch_{uuid.uuid4().hex}"
         self._batches[name] = {
             "id": name,
