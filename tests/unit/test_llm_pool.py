@@ -510,11 +510,12 @@ def test_a_quota_that_asks_for_an_hour_ends_the_run_at_once() -> None:
         virtual_run(pool.complete(ask()))
 
 
-def test_a_setting_that_every_request_is_refused_for_stops_the_run() -> None:
+@pytest.mark.parametrize(("of_all", "most"), [(True, IN_A_ROW), (False, REFUSALS)])
+def test_a_setting_that_every_request_is_refused_for_stops_the_run(of_all: bool, most: int) -> None:
     async def main() -> None:
-        pool, fake = pool_of(lambda _: RequestRefused("no such model"), max_concurrency=4)
+        pool, fake = pool_of(lambda _: RequestRefused("no such model", of_all=of_all), max_concurrency=4)
         results = await gather(pool, 500)
-        assert len(fake.asked) < IN_A_ROW + 4
+        assert most <= len(fake.asked) < most + 4
         assert "no such model" in str(results[-1]) and isinstance(results[-1], CircuitOpen)
 
     virtual_run(main())
@@ -535,11 +536,15 @@ def test_refusals_without_end_stop_the_run_after_good_requests_too(of_all: bool,
     virtual_run(main())
 
 
-def test_a_block_of_requests_that_are_too_long_stops_nothing() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+@pytest.mark.parametrize("first", [0, 50])
+def test_a_block_of_requests_that_are_too_long_stops_nothing(first: int, seconds: float) -> None:
     async def main() -> None:
-        pool, _ = pool_of(
-            lambda r: RequestRefused("too long") if 50 <= int(r.messages[0].content.split()[1]) < 200 else "fine"
-        )
+        def play(request: Request) -> Any:
+            number = int(request.messages[0].content.split()[1])
+            return Slow(seconds, RequestRefused("too long") if first <= number < first + 150 else "fine")
+
+        pool, _ = pool_of(play, max_concurrency=4)
         results = await gather(pool, 300)
         assert len(errors(results)) == 150 and not any(isinstance(r, CircuitOpen) for r in results)
 

@@ -69,13 +69,10 @@ class Breaker:
             assert self._first is not None
             quiet = now - (self._first if self._last_success is None else self._last_success)
             if self._row[RequestRefused.kind] == in_a_row:
-                if self._last_success is None:
-                    return f"the endpoint refused all of the first {in_a_row} requests"
-                # where they may be about what the rows hold (too long, all of them), it takes more of them
+                # where they may be about what the rows hold (too long, all of them), it takes more of them, not time
                 if self._of_all == in_a_row or in_a_row >= REFUSALS:
                     return f"the endpoint refused {in_a_row} requests in a row"
-            patience = THROTTLED_SECONDS if self._row[Throttled.kind] == in_a_row else SECONDS
-            if quiet >= patience:
+            elif quiet >= (THROTTLED_SECONDS if self._row[Throttled.kind] == in_a_row else SECONDS):
                 return f"no request was answered for {quiet:.0f} s ({in_a_row} failures in a row: {kinds})"
         recent = len(self._recent)
         if recent == WINDOW and self._failed >= SHARE * recent and now - self._recent[0][0] >= SECONDS:
