@@ -248,6 +248,13 @@ def test_the_same_prompts_in_another_file_are_the_same_prompts(place: Path, engi
     assert again(engines, "prompts.train=elsewhere.jsonl") == ["report"]
 
 
+def test_a_change_of_prompts_at_home_is_noticed(place: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    assert again(engines, "prompts.train=~/r/train.jsonl") == ["report"], "the same prompts"
+    append("r/train.jsonl", {"prompt": "the cup"})
+    assert "prompts" in again(engines, "prompts.train=~/r/train.jsonl")
+
+
 def test_pairs_edited_by_hand_are_trained_on_and_stay(place: Path, engines: Engines) -> None:
     before = read_json(Path("out/model/weights.json"))
     edit_pairs()

@@ -134,7 +134,10 @@ def _prompts_settings(run: RunContext) -> dict[str, Any]:
 
 def _source(source: str | float | None) -> Any:
     """What a stage's key holds of a source: a file's content, wherever it lies; a hub id; a share."""
-    return content_hash(Path(source)) if isinstance(source, str) and Path(source).is_file() else source
+    if not isinstance(source, str):
+        return source
+    path = Path(source).expanduser()
+    return content_hash(path) if path.is_file() else source
 
 
 def _sample(run: RunContext) -> list[Failure]:
