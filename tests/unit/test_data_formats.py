@@ -106,8 +106,17 @@ def test_refused_pairs(row, field, reason):
     assert reason in str(caught.value)
 
 
+UNUSABLE = [{"details": r'{"a": "\ud83d"}'}, {"details": '{"a": NaN}'}, {"details": "\ud83d"}]
+
+
+@pytest.mark.parametrize("row", UNUSABLE)
+def test_details_that_no_file_can_hold_are_refused(row):
+    with pytest.raises(DataError, match="details: is text, expected an object"):
+        failure_from_row({"id": "a", "stage": "s", "kind": "k", "reason": "r", **row})
+
+
 @pytest.mark.parametrize(
-    "foreign", [{"details": "free text"}, {"details": [1]}, {"details": "[1]"}, {"policy": 3}, {"maker": {}}]
+    "foreign", [{"details": "free text"}, {"details": [1]}, {"details": "[1]"}, {"policy": 3}, {"maker": {}}, *UNUSABLE]
 )
 def test_columns_of_another_tool_with_our_names_are_left_out(foreign):
     pair = pair_from_row({"prompt": "Hi", "chosen": "A", "rejected": "B", "reviser": "r", **foreign})

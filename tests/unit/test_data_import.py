@@ -218,6 +218,22 @@ def test_messages_as_python_prints_them_are_refused(tmp_path: Path):
     assert problem.field == "prompt"
 
 
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        (r'[{"role": "user", "content": "cut \ud83d"}]', "half of a surrogate pair"),
+        ('[{"role": "user", "content": "Hi", "score": NaN}]', "NaN is not a JSON number"),
+    ],
+)
+def test_a_csv_cell_of_json_that_cannot_be_used_is_its_rows_problem(tmp_path: Path, cell: str, says: str):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt"], [cell], [r'["\ud83d"]'], ["Hello"]])
+    loaded = read_prompts(tmp_path / "a.csv")
+    assert [row.messages[0].content for row in loaded.rows] == [r'["\ud83d"]', "Hello"], "a list of no messages is text"
+    (problem,) = loaded.problems
+    assert "a.csv:2: prompt: " in str(problem) and says in str(problem) and problem.field == "prompt"
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
 def test_an_answer_that_does_not_say_how_it_ended_was_not_cut(tmp_path: Path, name: str):
     if name == "a.csv":

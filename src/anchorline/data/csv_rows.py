@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anchorline.data.jsonl import opened
+from anchorline.data.jsonl import opened, parse_json
 from anchorline.errors import DataError
 
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
@@ -97,4 +97,9 @@ def _value(name: str, cell: str) -> Any:
             ) from None
         return cell
     messages = all(isinstance(v, dict) and "role" in v and "content" in v for v in value)
-    return value if value and (name in _LISTS or messages) else cell
+    if not value or not (name in _LISTS or messages):
+        return cell
+    try:
+        return parse_json(cell.encode())  # which refuses what the module lets pass: NaN, half a surrogate pair
+    except DataError as error:
+        raise DataError(str(error), field=name) from None

@@ -12,10 +12,10 @@ A row is a dict of JSON values. A row that cannot be used raises DataError with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from anchorline.data.jsonl import parse_json
 from anchorline.errors import DataError
 from anchorline.types import (
     OBJECTIVE_NAMES,
@@ -247,9 +247,9 @@ def _details(row: Mapping[str, Any]) -> Mapping[str, Any]:
     value = row.get("details")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise DataError("is text that is not JSON, expected an object", field="details") from None
+            value = parse_json(value.encode())
+        except ValueError as error:
+            raise DataError(f"is text, expected an object ({error})", field="details") from None
     if value is not None and not isinstance(value, Mapping):
         raise DataError(f"is {_show(value)}, expected an object", field="details")
     return dict(value or {})

@@ -106,7 +106,7 @@ def read_json(path: str | Path) -> Any:
     return parse_json(raw, file=path)
 
 
-def parse_json(raw: bytes, *, file: str | Path, line: int | None = None) -> Any:
+def parse_json(raw: bytes, *, file: str | Path | None = None, line: int | None = None) -> Any:
     """One JSON value, by the standard's letter: UTF-8, no NaN or Infinity, no half characters; else DataError."""
     try:
         text = raw.decode()
