@@ -1,11 +1,12 @@
 """Each kind of rule: what its check refuses and the exact text of its repair."""
 
+import re
 import sys
 
 import pytest
 
 from anchorline.errors import DataError, StyleError
-from anchorline.style import MAX_TEXT, check, parse_style, patterns, repair
+from anchorline.style import MAX_TEXT, check, markdown, parse_style, patterns, repair
 from anchorline.types import Message
 
 
@@ -220,6 +221,29 @@ def test_no_exclamation(answer, expected):
 )
 def test_no_markdown(answer, expected):
     assert fixed({"kind": "no_markdown"}, answer) == expected
+
+
+@pytest.mark.parametrize("deep", [1, 12, 40])
+@pytest.mark.parametrize("last", ["box", "*box*", "[box](a)", "", "-box", "# \n- map", "`- box`\r\n  * map"])
+@pytest.mark.parametrize("mark", ["- ", "# ", "*\t", "## + "])
+def test_marks_that_open_a_line_go_at_once_as_they_do_one_by_one(mark, last, deep, monkeypatch):
+    text = f"Steps:\n  {mark * deep}{last}"
+    at_once = markdown.plain(text)
+    monkeypatch.setattr(markdown, "DEEP", 1_000)
+    assert at_once == markdown.plain(text)
+
+
+@pytest.mark.parametrize("mark", ["- ", "# - "])
+def test_a_line_of_nothing_but_marks_takes_few_rounds(mark, monkeypatch):
+    rounds = []
+
+    def count(_):
+        rounds.append(1)
+        assert len(rounds) < 20
+        return ""
+
+    monkeypatch.setattr(markdown, "_STEPS", ((re.compile(r"\A"), count), *markdown._STEPS))
+    assert markdown.plain("Steps:\n" + mark * (MAX_TEXT // len(mark) - 4) + "box") == "Steps:\nbox"
 
 
 @pytest.mark.parametrize(

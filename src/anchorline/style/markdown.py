@@ -13,15 +13,19 @@ from anchorline.style.prose import FENCE
 
 _SPAN = 500
 """Characters that a mark may span; it bounds the search for marks that nothing closes."""
+DEEP = 8
+"""From so many rounds on all bullets and heading marks of a line go at once: one a round, thousands would take minutes."""
 
 
 def plain(text: str) -> str:
     """`text` without markdown; marks within marks go too. Every step shortens the text, so this ends."""
-    before = None
+    before, rounds = None, 0
     while before != text:
-        before = text
+        before, rounds = text, rounds + 1
         for pattern, replacement in _STEPS:
             text = pattern.sub(replacement, text)
+        if rounds >= DEEP:
+            text = _OPENINGS.sub(r"\1", text)
     return text
 
 
@@ -42,6 +46,8 @@ def _around(mark: str, *, inside_words: bool) -> re.Pattern[str]:
     return re.compile(rf"{before}{mark}(?=[^\s*_`])([^\n]{{0,{_SPAN}}}?[^\s])(?<!\\){mark}{after}")
 
 
+_OPENINGS = re.compile(r"^([ \t]*)(?:(?:#{1,6}|[-*+])(?:[ \t]+|(?=\r?$)))+", re.MULTILINE)
+"""All bullets and heading marks that a line opens with. What follows them, a fence or a link, has its turn sooner so."""
 _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (FENCE, _unfenced),
     (re.compile(r"(?<!`)(?P<ticks>`+)(?!`)([^\n]{1,500}?)(?<!`)(?P=ticks)(?!`)"), r"\2"),
