@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import warnings
@@ -312,7 +313,8 @@ def _arguments(
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
-        "bf16": bf16 and wrapped(),  # else the trainer brings its own arithmetic
+        # DeepSpeed asks for it; FSDP would narrow what the stand-in for the head returns, and the trainer brings its own
+        "bf16": bf16 and _by_deepspeed(further),
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
         "data_seed": seed,
@@ -330,6 +332,10 @@ def _arguments(
         warnings.simplefilter("ignore")
         with from_arguments(further):
             return TrainingArguments(**{**own, **further})
+
+
+def _by_deepspeed(further: Mapping[str, Any]) -> bool:
+    return wrapped() and (os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or bool(further.get("deepspeed")))
 
 
 def _steps(settings: TrainSettings, further: Mapping[str, Any], rows: int) -> int:
