@@ -17,12 +17,21 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_train_toys import PAD, SIZES, pair, save_tiny, template, tiny, tokenizer, words
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from anchorline.errors import DataError, ModelError, TrainingError, UserError
+from anchorline.train import run
 from anchorline.train.config import LoraSettings, TrainSettings
 from anchorline.train.forward import plain_logps
 from anchorline.train.run import train
@@ -516,6 +525,17 @@ def test_arguments_that_cannot_be_handed_through_are_one_line(given, told, model
     with pytest.raises(UserError, match=told) as error:
         train(ROWS, model, settings(arguments=given), tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_without_a_launcher_several_gpus_are_one(tmp_path, monkeypatch):
+    """The Trainer would give each GPU a part of a packed row."""
+    for name, answer in {"is_available": True, "device_count": 2, "set_device": None}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, answer=answer: answer)
+    plain = TrainingArguments(str(tmp_path), report_to="none")
+    assert plain.device.type == "cuda" and plain.n_gpu == 2, "transformers does not count as it did"
+    arguments = run._arguments(settings(), {}, 4, tmp_path, seed=0, bf16=False)
+    PartialState._reset_state()  # it would still believe in the GPUs
+    assert (arguments.device.type, arguments.n_gpu, arguments.train_batch_size) == ("cuda", 1, 4)
 
 
 # ---- what it leaves -------------------------------------------------------------------------------------------------

@@ -331,7 +331,10 @@ def _arguments(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with from_arguments(further):
-            return TrainingArguments(**{**own, **further})
+            arguments = TrainingArguments(**{**own, **further})
+            # several GPUs and no launcher: the Trainer would cut a packed row between them
+            arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _by_deepspeed(further: Mapping[str, Any]) -> bool:
