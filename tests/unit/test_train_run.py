@@ -242,6 +242,18 @@ def test_another_model_in_the_same_folder_gets_a_reference_of_its_own(model, tmp
     assert len(list((tmp_path / "reference").iterdir())) == 2
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [("float32", 1), ("bfloat16", 2)])
+def test_the_reference_by_autocast_is_not_the_one_by_lent_copies(dtype, kept, model, tmp_path, monkeypatch):
+    """In float32 there is no difference, and one process uses what several have computed."""
+    for name in ("alone", "wrapped"):
+        if name == "wrapped":
+            monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # on a CPU accelerate does nothing more about it
+        train(ROWS, model, settings(epochs=1, pairs_per_step=6, dtype=dtype), tmp_path / name)
+        rewards = [row[f"{side}_reward"] for row in pairs(tmp_path / name) for side in ("chosen", "rejected")]
+        assert max(map(abs, rewards)) < 1e-6, name
+    assert len(list((tmp_path / "reference").iterdir())) == kept
+
+
 # ---- killed, and continued ------------------------------------------------------------------------------------------
 
 

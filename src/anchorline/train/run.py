@@ -353,9 +353,13 @@ def _dtype_of(loaded: Loaded) -> Literal["float32", "bfloat16"]:
 
 
 def _arithmetic(loaded: Loaded) -> str:
-    """What decides how a log-prob is rounded: where, and in which formats weights lie, are multiplied, and are added up."""
+    """What decides how a log-prob is rounded: where, and in which formats weights lie, are multiplied, and are added up.
+
+    In half precision also whether by autocast, which rounds otherwise than lent copies.
+    """
     formats = (_dtype_of(loaded), loaded.device.dtype, "float32")
-    return " ".join(filter(None, (loaded.device.name, *formats, _native(loaded))))
+    narrowing = "autocast" if loaded.device.dtype == "bfloat16" and wrapped() else None
+    return " ".join(filter(None, (loaded.device.name, *formats, narrowing, _native(loaded))))
 
 
 def _facts(loaded: Loaded) -> dict[str, Any]:
