@@ -221,6 +221,14 @@ def test_the_rate_rises_over_the_warm_up_and_falls_after_it(model, tmp_path):
     assert rates[:4] == sorted(rates[:4]) and rates[3:] == sorted(rates[3:], reverse=True)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize("one", [{"epochs": 1, "pairs_per_step": 6}, {"arguments": {"max_steps": 1}}], ids=str)
+def test_a_run_of_one_step_trains(one, schedule, model, tmp_path):
+    made = train(ROWS, model, settings(warmup=0.1, schedule=schedule, **one), tmp_path)
+    assert made.steps == 1
+    assert all(w.abs().max() > 1e-4 for name, w in weights(tmp_path).items() if "lora_B" in name)  # they begin as 0
+
+
 def test_gradients_are_left_alone_at_a_norm_of_zero(model, tmp_path):
     train(ROWS[:4], model, settings(epochs=1, max_grad_norm=0), tmp_path)
     assert metrics(tmp_path)[0]["grad_norm"] > 0

@@ -72,7 +72,7 @@ class TrainSettings(BaseModel):
     tokens_per_row: int = Field(default=2048, ge=1)
     """Tokens packed into one row of one forward, a pair longer than that excepted; lower it when memory runs out."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
+    """Share of the steps over which the learning rate rises from 0; the last step is not one of them."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """How the learning rate goes after that."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -309,7 +309,8 @@ def _arguments(
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
-        "warmup_steps": math.ceil(settings.warmup * steps),
+        # the first of them has a rate of 0: a run of one step would train nothing
+        "warmup_steps": min(math.ceil(settings.warmup * steps), steps - 1),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
