@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_train_toys import PAD, SIZES, pair, save_tiny, template, tiny, tokenizer, words
+from test_train_toys import PAD, SIZES, llama, pair, save_tiny, template, tiny, tokenizer, words
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -645,6 +645,27 @@ def test_training_an_adapter_again_is_refused_with_the_way_out(model, tmp_path):
 def test_an_adapter_on_modules_that_are_not_there_is_refused(model, tmp_path):
     with pytest.raises(ModelError, match="the adapter does not fit the model"):
         train(ROWS, model, settings(lora=LoraSettings(target=["no_such_module"])), tmp_path)
+
+
+@pytest.mark.parametrize("target", [["q_proj", "lm_head"], ["embed_tokens"], r".*\.q_proj|lm_head"], ids=str)
+def test_merging_an_adapter_on_a_tied_head_is_refused_before_training(target, model, tmp_path):
+    chosen = settings(epochs=1, merge=True, lora=LoraSettings(rank=4, target=target))
+    name = "embed_tokens" if target == ["embed_tokens"] else "lm_head"
+    with pytest.raises(UserError, match=rf"train\.merge cannot .*{name} into .*leave out train\.merge, or take {name} out"):
+        train(ROWS, model, chosen, tmp_path)
+    assert not (tmp_path / "train").exists()
+
+
+def test_an_adapter_on_a_head_of_its_own_is_merged(tmp_path):
+    tiny(llama(tie_word_embeddings=False)).save_pretrained(tmp_path / "untied")
+    tokenizer().save_pretrained(tmp_path / "untied")
+    lora = LoraSettings(rank=4, target=["q_proj", "lm_head"])
+    train(ROWS, str(tmp_path / "untied"), settings(merge=True, lora=lora), tmp_path)
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "untied"), str(tmp_path / "model")
+    )
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model/merged")
+    assert torch.allclose(logps_of(merged), logps_of(adapted), rtol=1e-4)
 
 
 def test_a_system_message_and_earlier_turns_are_part_of_the_prompt(model, tmp_path):

@@ -106,4 +106,4 @@ class TrainSettings(BaseModel):
     profile_steps: int = Field(default=0, ge=0)
     """Steps after the first of which the share of time in matrix products is measured; each takes a little longer."""
     merge: bool = False
-    """Also write `model/merged`, the adapter folded into the weights."""
+    """Also write `model/merged`, the adapter folded into the weights; not with one on a head that is the embedding, too."""

@@ -241,6 +241,7 @@ def load_policy(model: str, settings: TrainSettings) -> Loaded:
 
     Raises:
         ModelError: the model is an adapter, or does not run packed.
+        RecipeError: the adapter could not be merged into this model.
 
     """
     loaded = load(model, dtype=settings.dtype if settings.lora else "float32")
@@ -248,6 +249,8 @@ def load_policy(model: str, settings: TrainSettings) -> Loaded:
         raise ModelError(
             f"{model} is an adapter, and training starts from whole weights; train it with train.merge first"
         )
+    if settings.merge and settings.lora:
+        _refuse_merge(loaded, settings.lora)
     if settings.forward == "packed":
         refuse_unpackable(loaded.model)
         loaded.model.set_attn_implementation(PACKED)
@@ -259,17 +262,9 @@ def with_adapter(loaded: Loaded, settings: TrainSettings, model: str) -> Any:
     """The policy: the model under fresh adapters, or the model itself for full training."""
     if settings.lora is None:
         return loaded.model
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    lora = settings.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
-        target_modules=_targets(loaded, lora),
-        layers_to_transform=_last_layers(loaded, lora.last_layers),
-        task_type="CAUSAL_LM",
-    )
+    config = _adapter(loaded, settings.lora)
     try:
         policy = get_peft_model(loaded.model, config)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
@@ -279,6 +274,37 @@ def with_adapter(loaded: Loaded, settings: TrainSettings, model: str) -> Any:
         model if "/" in model and not Path(model).exists() else str(loaded.path)
     )
     return policy
+
+
+def _adapter(loaded: Loaded, lora: LoraSettings) -> Any:
+    """PEFT's settings of the adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=_targets(loaded, lora),
+        layers_to_transform=_last_layers(loaded, lora.last_layers),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _refuse_merge(loaded: Loaded, lora: LoraSettings) -> None:
+    """Of head and embedding as one matrix, an adapter on one of them cannot be merged: the other would change, too."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    head, embedding = loaded.model.get_output_embeddings(), loaded.model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    config = _adapter(loaded, lora)
+    for name, module in loaded.model.named_modules():
+        if (module is head or module is embedding) and check_target_module_exists(config, name):
+            short = name.rpartition(".")[2]
+            raise RecipeError(
+                f"train.merge cannot fold the adapter on {name} into the weights: this model's head and its embedding are "
+                f"one matrix, and the other would change, too; leave out train.merge, or take {short} out of train.lora.target"
+            )
 
 
 def _targets(loaded: Loaded, lora: LoraSettings) -> str | list[str]:
