@@ -651,7 +651,9 @@ def test_an_adapter_on_modules_that_are_not_there_is_refused(model, tmp_path):
 def test_merging_an_adapter_on_a_tied_head_is_refused_before_training(target, model, tmp_path):
     chosen = settings(epochs=1, merge=True, lora=LoraSettings(rank=4, target=target))
     name = "embed_tokens" if target == ["embed_tokens"] else "lm_head"
-    with pytest.raises(UserError, match=rf"train\.merge cannot .*{name} into .*leave out train\.merge, or take {name} out"):
+    with pytest.raises(
+        UserError, match=rf"train\.merge cannot .*{name} into .*leave out train\.merge, or take {name} out"
+    ):
         train(ROWS, model, chosen, tmp_path)
     assert not (tmp_path / "train").exists()
 

@@ -180,9 +180,44 @@ def test_overlong_can_be_an_error():
 
 def test_each_example_borrows_the_next_ones_first_response():
     rows = [example([1], [10], [20]), example([2], [11], [21]), example([3], [12], [22])]
-    made = with_mismatched(rows)
+    made = with_mismatched(rows, max_tokens=9)
     assert [e.responses for e in made] == [((10,), (20,), (11,)), ((11,), (21,), (12,)), ((12,), (22,), (10,))]
     assert all(e.labels == (True, False, None) for e in made) and [e.prompt for e in made] == [(1,), (2,), (3,)]
+
+
+def borrowed(prompts: str, *, max_tokens: int = 9) -> str:
+    """The letters of the prompts that each answer is borrowed from."""
+    rows = [example([ord(letter)], [ord(letter), i]) for i, letter in enumerate(prompts)]
+    made = [e.responses[-1] for e in with_mismatched(rows, max_tokens=max_tokens)]
+    assert all(response in [e.responses[0] for e in rows] for response in made)
+    return "".join(chr(response[0]) for response in made)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "found"),
+    [("aabbcc", "bbccaa"), ("aaab", "bbba"), ("abba", "baab"), ("aba", "bab"), ("aaa", "aaa"), ("a", "a"), ("", "")],
+)
+def test_an_answer_is_borrowed_from_another_prompt_where_there_is_one(prompts, found):
+    assert borrowed(prompts) == found
+
+
+@given(st.text(alphabet="abc", max_size=12))
+def test_whatever_the_order_it_is_the_next_other_prompt(prompts):
+    for i, letter in enumerate(prompts):
+        behind = prompts[i + 1 :] + prompts[: i + 1]
+        assert borrowed(prompts)[i] == next((other for other in behind if other != letter), letter)
+
+
+def test_where_all_prompts_are_the_same_the_next_answer_is_borrowed():
+    made = with_mismatched([example([1], [10]), example([1], [11])], max_tokens=9)
+    assert [e.responses for e in made] == [((10,), (11,)), ((11,), (10,))]
+
+
+def test_a_borrowed_answer_is_cut_to_what_fits_behind_the_prompt():
+    rows = [example([1, 2, 3, 4], [10]), example([5], [11, 12, 13, 14])]
+    assert with_mismatched(rows, max_tokens=6)[0].responses == ((10,), (11, 12))
+    assert with_mismatched(rows, max_tokens=5)[0].responses == ((10,), (11,))
+    assert with_mismatched(rows, max_tokens=4)[0].responses == ((10,), (11,)), "at least one token"
 
 
 def test_the_key_of_an_answer_knows_where_the_prompt_ends():

@@ -40,7 +40,7 @@ def test_single_answers_keep_their_labels():
 @pytest.mark.parametrize("paired", [True, False])
 def test_mismatched_branches_go_into_the_reference_point_and_nowhere_else(paired):
     rows = PAIRS if paired else [example([1], [10]), example([2], [11, 12])]
-    mixed = with_mismatched(rows)
+    mixed = with_mismatched(rows, max_tokens=9)
     policy = counted(mixed)
     reference = policy.clone()
     borrowed = torch.tensor([label is None for e in mixed for label in e.labels])
@@ -53,7 +53,7 @@ def test_mismatched_branches_go_into_the_reference_point_and_nowhere_else(paired
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_kto_sends_no_gradient_into_the_mismatched_branch(paired):
-    mixed = with_mismatched(PAIRS if paired else [example([1], [10]), example([2], [11, 12])])
+    mixed = with_mismatched(PAIRS if paired else [example([1], [10]), example([2], [11, 12])], max_tokens=9)
     policy = counted(mixed).requires_grad_()
     reference = policy.detach() - torch.linspace(0.3, 1.0, len(policy))
     rows, point, _ = batch_logps(mixed, policy, reference)
@@ -68,7 +68,7 @@ OWN = [None, "apo_up", "dpo", None, "kto", "apo_up", "sft", "apo_down"]
 
 def test_a_mixed_batchs_gradient_is_the_sum_of_its_objectives_gradients():
     plain = [example([n], [10, 11 + n], [20, 21, 22 + n]) for n in range(len(OWN))]
-    mixed = with_mismatched([replace(e, objective=own) for e, own in zip(plain, OWN, strict=True)])
+    mixed = with_mismatched([replace(e, objective=own) for e, own in zip(plain, OWN, strict=True)], max_tokens=9)
     settings = TrainSettings(objective="apo_zero=1,sft=0.2")
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(3 * len(OWN), generator=generator, dtype=torch.float64) * 9 - 40

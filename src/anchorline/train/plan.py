@@ -81,7 +81,7 @@ def plan(
             f"no row is left to train on: {len(whole.failures)} do not fit, {overlong['rows']} are over-long"
         )
     if needs_mismatched(examples, settings.objective):
-        examples = with_mismatched(examples)
+        examples = with_mismatched(examples, max_tokens=settings.max_tokens)
     share = loaded.device.dtype != "bfloat16"
     found["packing"] = packing(examples, settings, seed=seed, share=share)
     if retain:

@@ -78,7 +78,7 @@ def score(
         raise DataError(f"no row is left to score{why}")
     examples = data.examples
     if models.reference is not None and needs_mismatched(examples, settings.objective):
-        examples = with_mismatched(examples)
+        examples = with_mismatched(examples, max_tokens=settings.max_tokens)
     kept: dict[str, np.ndarray] = {}
     recorder = Recorder(settings, reference_tokens=kept, tokenizer=template.tokenizer, ends=template.ends)
     records: list[Record] = []

@@ -163,11 +163,23 @@ def needs_mismatched(examples: Sequence[Example], objective: Iterable[str]) -> b
     return any(name in names and described.needs_reference_point for name, described in DESCRIPTIONS.items())
 
 
-def with_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each example with a further response that belongs to the next example: kto's reference point is estimated on it."""
+def with_mismatched(examples: Sequence[Example], *, max_tokens: int) -> list[Example]:
+    """Each example with a further response that belongs to another prompt: kto's reference point is estimated on it.
+
+    It is the first one of the next example with another prompt (of the next one where all have the same), cut to what
+    fits into `max_tokens` behind this prompt, at least one token.
+    """
+    count = len(examples)
+    other = [(i + 1) % count for i in range(count)]
+    several = len({e.prompt for e in examples}) > 1
+    for i in reversed(range(2 * count if several else 0)):  # around twice: behind the last one the first follows
+        here, following = i % count, (i + 1) % count
+        if examples[following].prompt == examples[here].prompt:
+            other[here] = other[following]
+    borrowed = [examples[i].responses[0] for i in other]
     return [
-        replace(e, responses=(*e.responses, nxt.responses[0]), labels=(*e.labels, None))
-        for e, nxt in zip(examples, [*examples[1:], *examples[:1]], strict=True)
+        replace(e, responses=(*e.responses, new[: max(max_tokens - len(e.prompt), 1)]), labels=(*e.labels, None))
+        for e, new in zip(examples, borrowed, strict=True)
     ]
 
 
