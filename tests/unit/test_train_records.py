@@ -88,6 +88,19 @@ def test_the_change_of_the_regions_adds_up_to_the_change_of_the_answer(twice):
     assert {row["step"] for row in pairs(twice[1]) if row["epoch"] == 0} == {1}
 
 
+@pytest.mark.parametrize("words", [4, 9], ids=["as many tokens", "more tokens"])
+def test_held_out_rows_with_the_ids_of_training_have_places_of_their_own(words, model, tmp_path):
+    rows = [pair(0, chosen="w1 w2 w3 w4", rejected="w5 w6 w7 w8")]
+    said = [" ".join(["w1", "w2", last] + ["w9"] * (words - 3)) for last in ("w3", "w4")]
+    heldout = pair(0, chosen=said[0], rejected=said[1])
+    chosen = settings(epochs=1, arguments={"eval_strategy": "epoch"}, **ONE_STEP)
+    found = {}
+    for name in (heldout.id, "another"):
+        train(rows, model, chosen, tmp_path / name, heldout=[replace(heldout, id=name)])
+        found[name] = json.loads((tmp_path / name / "train/evaluations.jsonl").read_text())
+    assert found[heldout.id] == found["another"] and abs(found["another"]["chosen_common_change"]) > 1e-3
+
+
 def test_the_tokens_that_moved_most_are_those_of_the_plain_forward(model, tmp_path):
     row = pair(0, chosen="w1 w2 w3 w4", rejected="w1 w9 w3 w4 w5")
     chosen = settings(epochs=1, lora=None, **ONE_STEP)

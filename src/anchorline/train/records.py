@@ -53,7 +53,8 @@ class Recorder:
     ) -> None:
         self.settings, self.reference_tokens = settings, reference_tokens
         self.tokenizer, self.ends = tokenizer, ends
-        self._regions: dict[str, tuple[Sequence[str], ...]] = {}
+        # by what is aligned: held-out rows may have the ids of training's
+        self._regions: dict[tuple[Sequence[int], ...], tuple[Sequence[str], ...]] = {}
 
     def rows(
         self, examples: Sequence[Example], batch: BatchLogps, losses: Tensor | None, tokens: Sequence[Tensor]
@@ -128,9 +129,10 @@ class Recorder:
         return found
 
     def _aligned(self, example: Example) -> tuple[Sequence[str], ...]:
-        if example.id not in self._regions:
-            self._regions[example.id] = align(*example.responses[:2], ends=self.ends)
-        return self._regions[example.id]
+        answers = example.responses[:2]
+        if answers not in self._regions:
+            self._regions[answers] = align(*answers, ends=self.ends)
+        return self._regions[answers]
 
     def _most_moved(self, response: Sequence[int], change: np.ndarray) -> list[Record]:
         places = np.argsort(-np.abs(change), kind="stable")[:MOST_MOVED].tolist()
