@@ -505,6 +505,15 @@ def test_held_out_pairs_are_measured_during_training(model, tmp_path):
     ]
 
 
+def test_held_out_pairs_may_have_objectives_that_training_has_not(model, tmp_path):
+    chosen = settings(pairs_per_step=6, epochs=1, arguments={"eval_on_start": True, "eval_strategy": "epoch"})
+    heldout = [replace(pair(i), objective="kto") for i in range(20, 24)]
+    train(ROWS, model, chosen, tmp_path, heldout=heldout)
+    rows = [json.loads(line) for line in (tmp_path / "train/evaluations.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-4) and len(rows) == 2
+    assert "anchor" not in pairs(tmp_path)[0], "training pairs were given what only held-out ones ask for"
+
+
 def test_evaluation_does_not_change_the_training(model, tmp_path):
     chosen = settings(lora=LoraSettings(rank=4, dropout=0.3))
     train(ROWS, model, chosen, tmp_path / "a")

@@ -145,10 +145,10 @@ def _train(
         if not kept.examples:
             raise DataError(f"no answer is left to retain{_why(kept)}; see retain.prompts")
     examples, heldout_examples = data.examples, measured.examples
-    if needs_mismatched(examples, settings.objective):
-        examples, heldout_examples = (
-            with_mismatched(part, max_tokens=settings.max_tokens) for part in (examples, heldout_examples)
-        )
+    examples, heldout_examples = (
+        with_mismatched(part, max_tokens=settings.max_tokens) if needs_mismatched(part, settings.objective) else part
+        for part in (examples, heldout_examples)
+    )
     logs.mkdir(parents=True, exist_ok=True)
     led(lambda: write_json(logs / "arithmetic.json", _facts(loaded)))
     pad = loaded.tokenizer.pad_token_id
