@@ -556,6 +556,12 @@ def test_arguments_that_cannot_be_handed_through_are_one_line(given, told, model
     assert "\n" not in str(error.value)
 
 
+def test_a_value_that_the_trainer_refuses_is_told_before_the_reference_is_computed(model, tmp_path):
+    with pytest.raises(UserError, match="not a valid OptimizerNames"):
+        train(ROWS, model, settings(arguments={"optim": "nonsense"}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_launcher_several_gpus_are_one(tmp_path, monkeypatch):
     """The Trainer would give each GPU a part of a packed row."""
     for name, answer in {"is_available": True, "device_count": 2, "set_device": None}.items():

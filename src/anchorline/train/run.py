@@ -149,6 +149,9 @@ def _train(
         with_mismatched(part, max_tokens=settings.max_tokens) if needs_mismatched(part, settings.objective) else part
         for part in (examples, heldout_examples)
     )
+    bf16 = loaded.device.dtype == "bfloat16"
+    arguments = _arguments(settings, further, len(examples), logs, seed=seed, bf16=bf16)
+    total = _steps(settings, further, len(examples))
     logs.mkdir(parents=True, exist_ok=True)
     led(lambda: write_json(logs / "arithmetic.json", _facts(loaded)))
     pad = loaded.tokenizer.pad_token_id
@@ -169,9 +172,6 @@ def _train(
             pad=pad,
             progress=progress,
         )
-    bf16 = loaded.device.dtype == "bfloat16"
-    arguments = _arguments(settings, further, len(examples), logs, seed=seed, bf16=bf16)
-    total = _steps(settings, further, len(examples))
     # loggers and DeepSpeed print what they find; stdout is for what the command says
     with quiet(), redirect_stdout(sys.stderr), progress.task("train", total=total, unit="steps") as advance:
         set_seed(seed)  # the adapter's first weights
