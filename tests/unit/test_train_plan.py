@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from anchorline.cli.main import app
 from anchorline.data import pair_to_row
+from anchorline.errors import RecipeError
 from anchorline.train.attention import PACKED
 from anchorline.train.config import RetainSettings
-from anchorline.train.footprint import line, measure_row
+from anchorline.train.footprint import Footprint, line, measure_row
 from anchorline.train.layout import pack
 from anchorline.train.plan import packing, plan, token_table
 from anchorline.train.retain import Retained
@@ -116,6 +117,18 @@ def test_a_line_goes_through_two_points_and_never_below_zero():
     assert line([(400, 1.0), (1600, 3.4)]) == (0.2, 0.002)
     assert line([(100, 2.0), (100, 2.0)]) == line([(100, 2.0)]) == (0.0, 0.02)
     assert line([(100, 5.0), (200, 4.0)]) == (0.0, 0.02) == line([(100, 1.0), (200, 4.0)])
+
+
+def test_the_plan_counts_the_steps_that_the_trainers_arguments_ask_for(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("anchorline.train.plan.measure", lambda *_: [Footprint(100, 1.0, 0.5, 0.1, 1000)])
+    chosen = settings(pairs_per_step=2, epochs=50, arguments={"max_steps": 2})
+    found, whole = (plan(ROWS, model, s) for s in (chosen, chosen.model_copy(update={"arguments": {}})))
+    assert found["steps"] == train(ROWS, model, chosen, tmp_path).steps == 2 and whole["steps"] == 150
+    assert found["time"]["training"] == pytest.approx(whole["time"]["training"] * 2 / 150, abs=0.002)
+    with pytest.raises(RecipeError, match="did you mean max_steps"):
+        plan(ROWS, model, settings(arguments={"max_step": 2}))
+    with pytest.raises(RecipeError, match=r"train\.arguments: invalid literal"):
+        plan(ROWS, model, settings(arguments={"max_steps": "two"}))
 
 
 def test_memory_and_time_are_sums_of_their_parts(model):

@@ -23,6 +23,7 @@ from anchorline.llm.models import Loaded, end_of_turn, torch_dtype
 from anchorline.llm.quiet import quiet
 from anchorline.measure.summary import quantile
 from anchorline.progress import SILENT, Progress
+from anchorline.train.arguments import further_arguments
 from anchorline.train.batches import Beside, Share, StepSampler
 from anchorline.train.config import TrainSettings
 from anchorline.train.footprint import Footprint, line, measure_row
@@ -30,7 +31,7 @@ from anchorline.train.head import CHUNK
 from anchorline.train.layout import pack
 from anchorline.train.native import native
 from anchorline.train.retain import Retained, tokenise_retained
-from anchorline.train.run import load_policy, with_adapter
+from anchorline.train.run import load_policy, steps_of, with_adapter
 from anchorline.train.tokenise import Example, Template, encode, needs_mismatched, tokenise, with_mismatched
 from anchorline.types import Pair, Unpaired
 
@@ -61,11 +62,13 @@ def plan(
     if it were as long as it may be.
 
     Raises:
+        RecipeError: `settings.arguments` holds what cannot be handed to the Trainer.
         ModelError: the model cannot be trained.
         DataError: no row is left to train on.
 
     """
     base = psutil.Process().memory_info().rss
+    further = further_arguments(settings.arguments)
     loaded = load_policy(model, settings)
     template = Template(loaded.tokenizer, end_of_turn(loaded))
     whole = tokenise(rows, template, max_tokens=2**40, overlong="drop")
@@ -86,7 +89,7 @@ def plan(
     found["packing"] = packing(examples, settings, seed=seed, share=share)
     if retain:
         found["retain"] = retaining(retain, template, settings, seed=seed, pairs=len(examples), share=share)
-    found["steps"] = math.ceil(math.ceil(len(examples) / settings.pairs_per_step) * settings.epochs)
+    found["steps"] = steps_of(settings, further, len(examples))
     with quiet(), progress.task("measure two rows", total=2, unit="rows") as advance:
         policy = with_adapter(loaded, settings, model)
         found["parameters"] = {
@@ -290,7 +293,7 @@ def time_of(
     dtype: str,
 ) -> dict[str, Any]:
     """Seconds of the reference's log-probs and of the steps, carried on from the measured rows."""
-    packed, epochs = found["packing"], settings.epochs
+    packed, epochs = found["packing"], found["steps"] / math.ceil(len(examples) / settings.pairs_per_step)
     per_row, per_token = line([(m.tokens, m.seconds) for m in measured])
     forward_row, forward_token = line([(m.tokens, m.forward_seconds) for m in measured])
     more = 4 / 3 if settings.gradient_checkpointing else 1.0

@@ -151,7 +151,7 @@ def _train(
     )
     bf16 = loaded.device.dtype == "bfloat16"
     arguments = _arguments(settings, further, len(examples), logs, seed=seed, bf16=bf16)
-    total = _steps(settings, further, len(examples))
+    total = steps_of(settings, further, len(examples))
     logs.mkdir(parents=True, exist_ok=True)
     led(lambda: write_json(logs / "arithmetic.json", _facts(loaded)))
     pad = loaded.tokenizer.pad_token_id
@@ -330,7 +330,7 @@ def _last_layers(loaded: Loaded, count: int | None) -> list[int] | None:
 def _arguments(
     settings: TrainSettings, further: Mapping[str, Any], rows: int, logs: Path, *, seed: int, bf16: bool
 ) -> TrainingArguments:
-    steps = _steps(settings, further, rows)
+    steps = steps_of(settings, further, rows)
     own: dict[str, Any] = {
         "output_dir": str(logs),
         "per_device_train_batch_size": share_of(settings).pairs,  # the trainer cuts them into rows
@@ -370,9 +370,10 @@ def _by_deepspeed(further: Mapping[str, Any]) -> bool:
     return wrapped() and (os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or bool(further.get("deepspeed")))
 
 
-def _steps(settings: TrainSettings, further: Mapping[str, Any], rows: int) -> int:
+def steps_of(settings: TrainSettings, further: Mapping[str, Any], rows: int) -> int:
     """Optimizer steps, as the Trainer counts them."""
-    most = int(further.get("max_steps", -1))
+    with from_arguments(further):
+        most = int(further.get("max_steps", -1))
     return most if most > 0 else math.ceil(math.ceil(rows / settings.pairs_per_step) * settings.epochs)
 
 
