@@ -125,6 +125,11 @@ MISTAKES = [
     Mistake("unknown key", recipe(modle="x"), ("unknown setting 'modle'", "docs/recipe.md")),
     Mistake("unknown nested key", recipe(train__lr=1), ("unknown setting 'train.lr'",)),
     Mistake("unknown key two groups down", recipe(train__lora__r=8), ("unknown setting 'train.lora.r'",)),
+    Mistake(
+        "layers of a pattern",
+        recipe(train__lora={"target": ".*q_proj", "last_layers": 1}),
+        ("train.lora: ", "target is the pattern '.*q_proj'", "all-linear or a list of names"),
+    ),
     Mistake("two mistakes", recipe(modle="x", seed=-1), ("(and 1 more)",)),
     Mistake("text for a number", recipe(train__epochs="two"), ("train.epochs: got 'two'", "valid number")),
     Mistake("number for a group", recipe(train=5), ("train: got 5", "valid dictionary")),

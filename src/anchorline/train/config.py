@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from anchorline.objectives.names import parse_objective
 
@@ -32,9 +32,18 @@ class LoraSettings(BaseModel):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """On the adapters' inputs. Above 0 the rewards at step 0 are still 0, but both branches see different noise."""
     target: str | list[str] = "all-linear"
-    """The modules that get one: "all-linear", or names such as [q_proj, v_proj]."""
+    """The modules that get one: "all-linear", names such as [q_proj, v_proj], or a pattern of whole names."""
     last_layers: int | None = Field(default=None, ge=1)
     """Adapt only the last N layers: the backward ends at the first of them, so N of 2N save a quarter of the time."""
+
+    @model_validator(mode="after")
+    def _layers_of_named_modules(self) -> Self:
+        if self.last_layers is not None and isinstance(self.target, str) and self.target != "all-linear":
+            raise ValueError(
+                f"target is the pattern {self.target!r}, but last_layers asks for all-linear or a list of names, "
+                "such as [q_proj, v_proj]; or put the layers into the pattern"
+            )
+        return self
 
 
 class RetainSettings(BaseModel):
