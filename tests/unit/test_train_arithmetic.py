@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from test_train_toys import PAD, SIZES, example, llama, relative, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -66,6 +67,38 @@ def test_gradients_of_several_rows_add_up_in_float32():
     _, once = gradients(model, torch.bfloat16)
     _, thrice = gradients(model, torch.bfloat16, times=3)
     assert all(relative(thrice[name], 3 * g) < 1e-5 for name, g in once.items())
+
+
+class Large(TorchDispatchMode):
+    """Names the operations that make something as large as a given tensor."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        super().__init__()
+        self.numbers, self.made = like.numel(), list[str]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if not function._schema.is_mutable and out.numel() == self.numbers:
+            self.made.append(function.overloadpacket.__name__)
+        return out
+
+
+@pytest.mark.parametrize("usual", [True, False], ids=["as it is", "another's"])
+def test_looked_up_rows_get_their_gradients_without_a_matrix_of_zeros(usual):
+    model = tiny(llama(tie_word_embeddings=False, pad_token_id=PAD))
+    table = model.model.embed_tokens
+    assert table.padding_idx == PAD
+    if not usual:
+        table.__class__ = type("Embedding", (torch.nn.Embedding,), {})
+    words, weights = torch.tensor([[5, 6, PAD], [5, 5, 40]]), torch.linspace(-1, 1, 32)
+    with multiplying_in(model, torch.bfloat16), Large(table.weight) as large:
+        for _ in range(2):
+            (table(words) * weights).sum().backward()
+    expected = ["zeros_like"] if usual else 2 * ["embedding_dense_backward"]
+    assert [name for name in large.made if name != "detach"] == expected
+    times = torch.zeros(len(table.weight), 1)
+    times[5], times[6], times[40] = 6, 2, 2  # and none for the padding
+    assert torch.allclose(table.weight.grad, times * weights, rtol=1e-6, atol=0)
 
 
 def test_checkpointed_layers_compute_with_the_copies_again():

@@ -172,6 +172,34 @@ def test_the_whole_matrix_of_scores_never_exists(trained, monkeypatch):
     assert ours.numbers == 4 * vocabulary  # a chunk's scores; hidden and weight themselves are smaller
 
 
+class Softmaxes(TorchDispatchMode):
+    """Counts tokens whose softmax is made."""
+
+    tokens = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "softmax" in str(function):
+            self.tokens += len(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 10])
+def test_a_trained_head_computes_all_but_the_last_chunk_again(tokens, monkeypatch):
+    in_chunks(monkeypatch, 4)
+    hidden, weight, targets = made_up(tokens)
+    bias = torch.zeros(11, dtype=torch.float64, requires_grad=True)
+    inputs, scale = [hidden, weight, bias], torch.linspace(-1, 2, tokens, dtype=torch.float64)
+    with Softmaxes() as forward:
+        loss = (token_logps(hidden, weight, targets, bias=bias) * scale).sum()
+    with Softmaxes() as backward:
+        found = torch.autograd.grad(loss, inputs, retain_graph=True)
+    assert (forward.tokens, backward.tokens) == (tokens, {3: 0, 4: 0, 10: 6}[tokens])
+    with Softmaxes() as second:  # what was kept is gone
+        again = torch.autograd.grad(loss, inputs)
+    assert second.tokens == tokens
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
+
+
 @pytest.mark.parametrize(
     ("hidden", "weight", "targets"),
     [((5, 6), (11, 7), (5,)), ((5, 6), (11, 6), (4,)), ((1, 5, 6), (11, 6), (5,)), ((5, 6), (11, 6), (5, 1))],

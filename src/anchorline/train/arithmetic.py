@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from anchorline.train.adapted import adapted_layers
 from anchorline.train.attention import PACKED
@@ -65,7 +66,11 @@ def _lend_copies(model: Any, dtype: torch.dtype, stack: ExitStack) -> None:
         hook = None
         if isinstance(module, torch.nn.Embedding):
             # a lookup gains nothing from a copy, and the gradient of a frequent word is a sum that wants float32
-            hook = module.register_forward_hook(lambda _, __, out: out.float())
+            if _adds_rows(module):
+                module.forward = partial(_look_up, module)
+                stack.callback(module.__dict__.pop, "forward")
+            else:
+                hook = module.register_forward_hook(lambda _, __, out: out.float())
         elif type(module).__name__.endswith("RotaryEmbedding"):
             hook = module.register_forward_hook(partial(_rotation, model, dtype))
         elif own and not is_norm(module):
@@ -79,6 +84,39 @@ def _lend_copies(model: Any, dtype: torch.dtype, stack: ExitStack) -> None:
                 stack.callback(module._parameters.__setitem__, name, weight)
         if hook is not None:
             stack.callback(hook.remove)
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of an embedding; their gradients go into the weight's own at once, for which torch would first fill a matrix
+    as large as the weight with zeros, and then add all of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, module: torch.nn.Embedding, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.module, ctx.weight = module, weight
+        ctx.save_for_backward(tokens)
+        return embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (tokens,), weight, (grad,) = ctx.saved_tensors, ctx.weight, grads
+        if ctx.module.padding_idx is not None:
+            grad = grad.masked_fill((tokens == ctx.module.padding_idx)[..., None], 0)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, tokens.flatten(), grad.flatten(0, -2))
+        return None, None, None
+
+
+def _adds_rows(module: torch.nn.Embedding) -> bool:
+    """Whether `_Lookup` does what the module does. On a GPU its sums would come out differently from run to run."""
+    weight, usual = module.weight, type(module) is torch.nn.Embedding and module.max_norm is None
+    usual &= not (module.sparse or module.scale_grad_by_freq)
+    return usual and weight.requires_grad and weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+
+def _look_up(module: torch.nn.Embedding, tokens: Tensor) -> Tensor:
+    return _Lookup.apply(module, tokens, module.weight)  # pyright: ignore[reportReturnType]
 
 
 def _rotation(model: Any, dtype: torch.dtype, _: Any, __: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -4,7 +4,8 @@ The scores are sums of products, states @ matrixᵀ: one for a plain head, one m
 factor, a soft cap. The gradient of one token's log-prob in its states is W[y] - softmax(scores)·W. Where the head is
 frozen, that row is formed in the forward, with the softmax at hand, and only scaled in the backward: the scores are
 never computed twice. Where it is trained, each token's weight in the loss is needed, which is known in the backward
-only: there the scores are computed again, and the forward makes no more than the log-probs.
+only. What the last chunk, often the only one, has by then stays in its memory; the others' scores are computed again, so
+that never more than a chunk is held.
 
 >>> logps = token_logps(hidden, head.weight, targets)  # doctest: +SKIP
 """
@@ -12,6 +13,7 @@ only: there the scores are computed again, and the forward makes no more than th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +22,8 @@ from torch import Tensor
 
 from anchorline.train.steady import TILE, sways, tiled
 
-CHUNK_BYTES = 100_000_000
-"""The products of so many tokens exist at one time as make this many bytes: 768 in bfloat16 at 49,152 words."""
+CHUNK_BYTES = 2**27
+"""The products of so many tokens exist at one time as make this many bytes: 1,280 in bfloat16 at 49,152 words."""
 CHUNK = 64
 """And so many tokens at least."""
 BLOCK_BYTES = 3_000_000
@@ -57,17 +59,20 @@ class _TokenLogps(torch.autograd.Function):
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
         room = _Room.of(len(targets_R), matrices[0])
         multiply = tiled if sways(matrices[0], matrices[0].dtype) else _whole
+        pieces = _pieces_to(len(targets_R), len(room.products))
+        kept = pieces[-1].start if ctx.trained and pieces else len(targets_R)
 
         def each(block: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
             wanted_B1 = scores_BV.gather(-1, y_B1) - scores_BV.amax(-1, keepdim=True)
             # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
             logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
-            if ahead:
-                toward_BV.copy_(_toward(probs_BV, y_B1, how.slope(scores_BV), how.factor, None))
+            if ahead or block.start >= kept:
+                toward_BV.copy_(_toward(how, y_B1, scores_BV, probs_BV))
 
-        for chunk, products_CV in _chunks(how, targets_R, states, matrices, bias_V, room, multiply, each):
+        for chunk, products_CV in _chunks(how, pieces, targets_R, states, matrices, bias_V, room, multiply, each):
             for number, row_RD in enumerate(rows):
                 row_RD[chunk] = products_CV @ matrices[number]
+        ctx.products = room.products if ctx.trained else None
         ctx.save_for_backward(targets_R, bias_V, *(rows if ahead else terms))
         return logps_R
 
@@ -76,32 +81,36 @@ class _TokenLogps(torch.autograd.Function):
         (grad_R,) = grads
         targets_R, bias_V, *saved = ctx.saved_tensors
         if not ctx.trained:
-            scaled = [row_RD * grad_R[:, None].to(row_RD.dtype) for row_RD in saved]
-            return None, None, None, *(g for row_RD in scaled for g in (row_RD, None))
-        how, states, matrices = ctx.how, saved[::2], saved[1::2]
+            flat = [g for row_RD in saved for g in (_weighted(row_RD, grad_R), None)]
+            return None, None, None, *flat
+        states, matrices = saved[::2], saved[1::2]
         wanted = ctx.needs_input_grad[3:]
         grad_states = [torch.empty_like(x) if w else None for x, w in zip(states, wanted[::2], strict=True)]
         products = [torch.empty_like(m) if w else None for m, w in zip(matrices, wanted[1::2], strict=True)]
         grad_matrices: list[Tensor | None] = [None] * len(matrices)
-        room = _Room.of(len(targets_R), matrices[0])
+        kept, ctx.products = ctx.products, None  # once: another backward finds nothing there
+        room = _Room.of(len(targets_R), matrices[0], kept)
         grad_bias = None if bias_V is None else room.scores.new_zeros(bias_V.shape)
+        *first, last = _pieces_to(len(targets_R), len(room.products)) or [slice(0, 0)]
 
-        def each(block: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
-            toward = _toward(probs_BV, y_B1, how.slope(scores_BV), how.factor, grad_R[block, None])
-            if grad_bias is not None:
-                grad_bias.add_(toward.sum(0))
-            toward_BV.copy_(toward)
+        def each(_: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
+            toward_BV.copy_(_toward(ctx.how, y_B1, scores_BV, probs_BV))
 
-        for chunk, products_CV in _chunks(how, targets_R, states, matrices, bias_V, room, _whole, each):
+        def again(pieces: Sequence[slice]) -> Iterator[tuple[slice, Tensor]]:
+            return _chunks(ctx.how, pieces, targets_R, states, matrices, bias_V, room, _whole, each)
+
+        there = again([last]) if kept is None else [(last, kept[: last.stop - last.start])]
+        for chunk, products_CV in chain(there, again(first)):
             for number, (x_RD, matrix_VD) in enumerate(zip(states, matrices, strict=True)):
                 of_state, product = grad_states[number], products[number]
                 if of_state is not None:
-                    of_state[chunk] = products_CV @ matrix_VD
+                    of_state[chunk] = _weighted(products_CV @ matrix_VD, grad_R[chunk])
                 if product is not None:
-                    torch.mm(products_CV.T, x_RD[chunk], out=product)
-                    grad_matrices[number] = _added(grad_matrices[number], product)
-        if not len(targets_R):
-            grad_matrices = [None if product is None else product.zero_() for product in products]
+                    torch.mm(products_CV.T, _weighted(x_RD[chunk], grad_R[chunk]), out=product)
+                    grad_matrices[number] = _added(grad_matrices[number], product) if first else product
+            if grad_bias is not None:
+                for inner, block in _pieces_within(chunk, len(room.scores)):
+                    grad_bias.addmv_(products_CV[inner].to(grad_bias.dtype).T, grad_R[block])
         made = zip(grad_states, grad_matrices, matrices, strict=True)
         flat = [g for x, m, matrix in made for g in (x, m if m is None else m.to(matrix.dtype))]
         return None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
@@ -118,18 +127,19 @@ class _Room(NamedTuple):
     """Likewise."""
 
     @classmethod
-    def of(cls, tokens: int, matrix_VD: Tensor) -> _Room:
+    def of(cls, tokens: int, matrix_VD: Tensor, products: Tensor | None = None) -> _Room:
         words, wide = len(matrix_VD), _wide(matrix_VD.dtype)
         most = max(CHUNK_BYTES // (words * matrix_VD.itemsize), CHUNK)
         chunk = max(min(tokens, most // TILE * TILE or most), 1)
         # a GPU is faster with few large steps
         block = chunk if matrix_VD.device.type != "cpu" else min(chunk, max(BLOCK_BYTES // (words * wide.itemsize), 1))
         scores, probs = matrix_VD.new_empty((2, block, words), dtype=wide)
-        return cls(matrix_VD.new_empty((chunk, words)), scores, probs)
+        return cls(matrix_VD.new_empty((chunk, words)) if products is None else products, scores, probs)
 
 
 def _chunks(
     how: Scores,
+    pieces: Sequence[slice],
     targets_R: Tensor,
     states: Sequence[Tensor],
     matrices: Sequence[Tensor],
@@ -138,11 +148,11 @@ def _chunks(
     multiply: Callable[..., Tensor],
     each: Callable[[slice, Tensor, Tensor, Tensor, Tensor], None],
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Each chunk, after `each(block, targets, scores, probabilities, products)` of its blocks, and its products [C, V].
+    """Each of the pieces, after `each(block, targets, scores, probabilities, products)` of its blocks, and its products [C, V].
 
     `each` may leave something else in the place of a block's products.
     """
-    for chunk in _pieces(len(targets_R), len(room.products)):
+    for chunk in pieces:
         products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
         for inner, block in _pieces_within(chunk, len(room.scores)):
             scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
@@ -155,14 +165,19 @@ def _whole(x_CD: Tensor, matrix_VD: Tensor, *, out: Tensor) -> Tensor:
     return torch.mm(x_CD, matrix_VD.T, out=out)
 
 
-def _pieces(stop: int, size: int, start: int = 0) -> Iterator[slice]:
-    """The range from start to stop in pieces of a size."""
-    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
+def _pieces_to(stop: int, size: int) -> list[slice]:
+    """The range from 0 in pieces of a size, of which the first may be smaller: the last one's scores are kept.
+
+    >>> _pieces_to(7, 3)
+    [slice(0, 1, None), slice(1, 4, None), slice(4, 7, None)]
+    """
+    return [slice(max(end - size, 0), end) for end in range(stop, 0, -size)][::-1]
 
 
-def _pieces_within(chunk: slice, size: int) -> Iterator[tuple[slice, slice]]:
+def _pieces_within(chunk: slice, size: int) -> list[tuple[slice, slice]]:
     """A chunk's blocks: their places in the chunk, and in all."""
-    return ((slice(b.start - chunk.start, b.stop - chunk.start), b) for b in _pieces(chunk.stop, size, chunk.start))
+    blocks = [slice(first, min(first + size, chunk.stop)) for first in range(chunk.start, chunk.stop, size)]
+    return [(slice(b.start - chunk.start, b.stop - chunk.start), b) for b in blocks]
 
 
 def _scores(
@@ -193,17 +208,17 @@ def _added(total_VD: Tensor | None, product_VD: Tensor) -> Tensor:
     return total_VD
 
 
-def _toward(probs_BV: Tensor, y_B1: Tensor, slope_BV: Tensor | None, factor: float, weight_B1: Tensor | None) -> Tensor:
-    """The gradient of the log-probs (times their weights) in the products; made in place of the probabilities."""
-    toward_BV = probs_BV.neg_()
+def _toward(how: Scores, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor) -> Tensor:
+    """The gradient of the log-probs in the products; made in place of the probabilities."""
+    toward_BV, slope_BV = probs_BV.neg_(), how.slope(scores_BV)
     toward_BV.scatter_add_(-1, y_B1, torch.ones_like(y_B1, dtype=toward_BV.dtype))
     if slope_BV is not None:
         toward_BV *= slope_BV
-    if weight_B1 is not None:
-        toward_BV *= weight_B1 * factor
-    elif factor != 1:
-        toward_BV *= factor
-    return toward_BV
+    return toward_BV if how.factor == 1 else toward_BV.mul_(how.factor)
+
+
+def _weighted(x_CD: Tensor, weight_C: Tensor) -> Tensor:
+    return x_CD * weight_C[:, None].to(x_CD.dtype)
 
 
 def token_logps(
