@@ -17,7 +17,7 @@ from anchorline.evals.preference import preference
 from anchorline.evals.subject import Subject, attend, load_subject
 from anchorline.llm.models import Loaded, load
 from anchorline.train.config import LoraSettings, TrainSettings
-from anchorline.train.run import load_policy, with_adapter
+from anchorline.train.policy import load_policy, with_adapter
 from anchorline.train.tokenise import encode
 from anchorline.types import Answer, Message, Pair
 from tiny_chat import save_tiny_chat

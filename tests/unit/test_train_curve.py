@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from test_train_toys import exact_norms, pair, save_tiny
 
-from anchorline.train import run
+from anchorline.train import policy, run
 from anchorline.train.config import LoraSettings, TrainSettings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
@@ -33,14 +33,14 @@ SETTINGS = TrainSettings(
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_loss_curve_of_fifty_steps_is_the_golden_one(kind, tmp_path, monkeypatch):
-    load = run.load
+    load = policy.load
 
     def in_float64(*args, **kwargs):
         loaded = load(*args, **kwargs)
         exact_norms(loaded.model)
         return loaded._replace(model=loaded.model.double())
 
-    monkeypatch.setattr(run, "load", in_float64)
+    monkeypatch.setattr(policy, "load", in_float64)
     lora = LoraSettings(rank=4) if kind == "lora" else None
     rows = [pair(i) for i in range(20)]
     run.train(rows, save_tiny(tmp_path / "model"), SETTINGS.model_copy(update={"lora": lora}), tmp_path / "run")

@@ -24,8 +24,9 @@ from anchorline.train import gate, trainer
 from anchorline.train.config import TrainSettings
 from anchorline.train.forward import by_branch, example_token_logps, plain_token_logps
 from anchorline.train.gate import check_start
+from anchorline.train.policy import load_policy, with_adapter
 from anchorline.train.records import Recorder
-from anchorline.train.run import load_policy, train, with_adapter
+from anchorline.train.run import train
 from anchorline.train.score import score
 from anchorline.train.tokenise import response_key, tokenise
 from anchorline.train.trainer import batch_logps

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from anchorline.llm.device import DtypeName
 from anchorline.llm.models import Loaded, adapter_base, end_of_turn, load
 from anchorline.train.attention import PACKED
-from anchorline.train.run import autocast
+from anchorline.train.policy import autocast
 from anchorline.train.tokenise import Template
 
 

@@ -67,7 +67,7 @@ def _lend_copies(model: Any, dtype: torch.dtype, stack: ExitStack) -> None:
         if isinstance(module, torch.nn.Embedding):
             # a lookup gains nothing from a copy, and the gradient of a frequent word is a sum that wants float32
             if _adds_rows(module):
-                module.forward = partial(_look_up, module)
+                module.forward = partial(_look_up, module)  # pyright: ignore[reportAttributeAccessIssue]
                 stack.callback(module.__dict__.pop, "forward")
             else:
                 hook = module.register_forward_hook(lambda _, __, out: out.float())

@@ -22,7 +22,7 @@ from anchorline.progress import SILENT, Progress
 from anchorline.train.config import TrainSettings
 from anchorline.train.forward import by_branch, packed_hidden, rounds_to_half
 from anchorline.train.layout import cut, pack
-from anchorline.train.run import autocast, load_policy
+from anchorline.train.policy import autocast, load_policy
 from anchorline.train.tokenise import Template, tokenise
 from anchorline.types import Pair
 

@@ -30,8 +30,9 @@ from anchorline.train.footprint import Footprint, line, measure_row
 from anchorline.train.head import CHUNK
 from anchorline.train.layout import pack
 from anchorline.train.native import native
+from anchorline.train.policy import load_policy, with_adapter
 from anchorline.train.retain import Retained, tokenise_retained
-from anchorline.train.run import load_policy, steps_of, with_adapter
+from anchorline.train.run import steps_of
 from anchorline.train.tokenise import Example, Template, encode, needs_mismatched, tokenise, with_mismatched
 from anchorline.types import Pair, Unpaired
 
