@@ -200,6 +200,18 @@ def test_a_trained_head_computes_all_but_the_last_chunk_again(tokens, monkeypatc
     assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
 
 
+def test_where_no_backward_comes_no_gradient_is_formed(monkeypatch):
+    formed = []
+    toward = head._toward
+    monkeypatch.setattr(head, "_toward", lambda *given: formed.append(1) or toward(*given))
+    hidden, weight, targets = made_up(5)
+    with torch.no_grad():
+        found = token_logps(hidden, weight, targets)
+    assert not formed
+    assert torch.equal(found, token_logps(hidden, weight, targets))
+    assert formed
+
+
 @pytest.mark.parametrize(
     ("hidden", "weight", "targets"),
     [((5, 6), (11, 7), (5,)), ((5, 6), (11, 6), (4,)), ((1, 5, 6), (11, 6), (5,)), ((5, 6), (11, 6), (5, 1))],

@@ -50,10 +50,13 @@ class _TokenLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, how: Scores, targets_R: Tensor, bias_V: Tensor | None, *terms: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, how: Scores, backward: bool, targets_R: Tensor, bias_V: Tensor | None, *terms: Tensor
+    ) -> Tensor:
         states, matrices = terms[::2], terms[1::2]
-        wanted = ctx.needs_input_grad[3:]
-        ctx.how, ctx.trained = how, ctx.needs_input_grad[2] or any(wanted[1::2])
+        # torch says that weights want their gradient under no_grad, too, where no backward comes
+        of_bias, *wanted = (backward and one for one in ctx.needs_input_grad[3:])
+        ctx.how, ctx.trained = how, of_bias or any(wanted[1::2])
         ahead = any(wanted) and not ctx.trained
         rows = [torch.empty_like(x_RD) for x_RD in states] if ahead else []
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
@@ -82,9 +85,9 @@ class _TokenLogps(torch.autograd.Function):
         targets_R, bias_V, *saved = ctx.saved_tensors
         if not ctx.trained:
             flat = [g for row_RD in saved for g in (_weighted(row_RD, grad_R), None)]
-            return None, None, None, *flat
+            return None, None, None, None, *flat
         states, matrices = saved[::2], saved[1::2]
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
         grad_states = [torch.empty_like(x) if w else None for x, w in zip(states, wanted[::2], strict=True)]
         products = [torch.empty_like(m) if w else None for m, w in zip(matrices, wanted[1::2], strict=True)]
         grad_matrices: list[Tensor | None] = [None] * len(matrices)
@@ -113,7 +116,7 @@ class _TokenLogps(torch.autograd.Function):
                     grad_bias.addmv_(products_CV[inner].to(grad_bias.dtype).T, grad_R[block])
         made = zip(grad_states, grad_matrices, matrices, strict=True)
         flat = [g for x, m, matrix in made for g in (x, m if m is None else m.to(matrix.dtype))]
-        return None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
+        return None, None, None, grad_bias if bias_V is None else grad_bias.to(bias_V.dtype), *flat  # pyright: ignore[reportOptionalMemberAccess]
 
 
 class _Room(NamedTuple):
@@ -254,7 +257,7 @@ def token_logps(
     dtype = torch.get_autocast_dtype(device) if auto else hidden.dtype
     terms = [x.to(dtype) for pair in ((hidden, weight), *more) for x in pair]
     with torch.autocast(device, enabled=False):
-        return _TokenLogps.apply(how, targets, bias, *terms)  # pyright: ignore[reportReturnType]
+        return _TokenLogps.apply(how, torch.is_grad_enabled(), targets, bias, *terms)  # pyright: ignore[reportReturnType]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
