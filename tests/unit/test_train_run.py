@@ -407,6 +407,19 @@ def test_as_many_checkpoints_are_kept_as_the_settings_say(model, tmp_path):
     assert kept == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
 
 
+def test_a_copy_of_a_checkpoint_by_hand_is_nobodys(with_lora, model, tmp_path):
+    chosen, whole = with_lora
+    copy = tmp_path / "train/checkpoint-2-backup"
+    keep = At(4, lambda _: shutil.copytree(tmp_path / "train/checkpoint-2", copy))
+    with pytest.raises(Killed):
+        train(ROWS, model, chosen, tmp_path, progress=KillAfter(5), callbacks=[keep])
+    train(ROWS, model, chosen, tmp_path)
+    assert [p.name for p in (tmp_path / "train").glob("checkpoint-*")] == [copy.name]
+    assert (copy / "trainer_state.json").exists()
+    shutil.rmtree(copy)
+    same(tmp_path, whole)
+
+
 def test_no_checkpoint_goes_before_the_next_one_is_whole(model, tmp_path, monkeypatch):
     there: list[list[str]] = []
     rename = Path.rename

@@ -9,6 +9,7 @@ PosixPath('runs/harbour/train/checkpoint-40')
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def disk_trouble(what: str, folder: Path) -> Iterator[None]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint. What a kill left half removed, or another program half written, goes."""
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+    for checkpoint in reversed(checkpoints(folder)):
         try:
             read_json(checkpoint / TRAINER_STATE_NAME)
         except DataError:
@@ -76,6 +77,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             return checkpoint
     return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All of a folder, the oldest first. What else bears such a name, a copy by hand for one, is not ours."""
+    found = [at for at in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", at.name)]
+    return sorted(found, key=step_of)
 
 
 def remove(checkpoint: Path) -> None:
@@ -104,7 +111,7 @@ def _bring(written: Path, target: Path, state: Any, *, keep: int) -> None:
     _sync_folder(target.parent)
     # its own best is kept beside the newest
     best = state.best_model_checkpoint
-    others = [c for c in sorted(target.parent.glob("checkpoint-*"), key=step_of) if str(c) != best]
+    others = [c for c in checkpoints(target.parent) if str(c) != best]
     kept = max(keep - (best is not None and best != str(target)), 1)
     for old in others[: max(len(others) - kept, 0)]:
         remove(old)

@@ -36,7 +36,7 @@ from anchorline.llm.quiet import quiet
 from anchorline.progress import SILENT, Progress
 from anchorline.train.arguments import from_arguments, further_arguments
 from anchorline.train.arithmetic import wrapped
-from anchorline.train.checkpoints import disk_trouble, newest_checkpoint, remove, step_of
+from anchorline.train.checkpoints import checkpoints, disk_trouble, newest_checkpoint, remove, step_of
 from anchorline.train.config import AUTO, TrainSettings
 from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
@@ -233,7 +233,7 @@ def _tidy(logs: Path, start: Start) -> None:
     records = [row for _, row in read_appended(logs / "pairs.jsonl").rows]
     write_json(logs / "diagnostics.json", {"start": start._asdict(), **diagnose(records)})
     write_rows(logs / "pairs.parquet", records)
-    for old in logs.glob("checkpoint-*"):
+    for old in checkpoints(logs):
         remove(old)
     (logs / "pairs.jsonl").unlink()  # last: whoever continues from a checkpoint needs its lines
 
