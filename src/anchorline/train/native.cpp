@@ -73,6 +73,8 @@ struct Tiles {
       config[16 + 2 * tile] = 64;
       config[48 + tile] = 16;
     }
+    // older g++ (PR 114098) takes only its first 8 bytes for read, and may leave the rest unwritten
+    asm volatile("" ::"r"(config) : "memory");
     _tile_loadconfig(config);
   }
   ~Tiles() { _tile_release(); }
