@@ -10,7 +10,7 @@ from test_train_toys import relative
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchorline.train import head
-from anchorline.train.head import Scores, token_logps
+from anchorline.train.head import Scores, room_bytes, token_logps
 
 
 def made_up(tokens: int, *, width: int = 6, vocabulary: int = 11, dtype=torch.float64, seed: int = 0):
@@ -198,6 +198,15 @@ def test_a_trained_head_computes_all_but_the_last_chunk_again(tokens, monkeypatc
         again = torch.autograd.grad(loss, inputs)
     assert second.tokens == tokens
     assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tokens", [1, 50, 5_000])
+def test_what_the_head_holds_is_foretold(tokens, dtype):
+    matrix = torch.empty(49_152, 1, dtype=dtype)
+    room = head._Room.of(tokens, matrix)
+    held = sum(x.nbytes for x in (room.products, room.scores, room.probs))
+    assert room_bytes(tokens, 49_152, dtype, "cpu") == held < 1.1 * head.CHUNK_BYTES
 
 
 def test_where_no_backward_comes_no_gradient_is_formed(monkeypatch):

@@ -131,13 +131,19 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, tokens: int, matrix_VD: Tensor, products: Tensor | None = None) -> _Room:
-        words, wide = len(matrix_VD), _wide(matrix_VD.dtype)
-        most = max(CHUNK_BYTES // (words * matrix_VD.itemsize), CHUNK)
-        chunk = max(min(tokens, most // TILE * TILE or most), 1)
-        # a GPU is faster with few large steps
-        block = chunk if matrix_VD.device.type != "cpu" else min(chunk, max(BLOCK_BYTES // (words * wide.itemsize), 1))
+        words, dtype, wide = len(matrix_VD), matrix_VD.dtype, _wide(matrix_VD.dtype)
+        chunk, block = _sizes(tokens, words, dtype, matrix_VD.device.type)
         scores, probs = matrix_VD.new_empty((2, block, words), dtype=wide)
         return cls(matrix_VD.new_empty((chunk, words)) if products is None else products, scores, probs)
+
+
+def _sizes(tokens: int, words: int, dtype: torch.dtype, device: str) -> tuple[int, int]:
+    """Tokens of a chunk and of a block."""
+    most = max(CHUNK_BYTES // (words * dtype.itemsize), CHUNK)
+    chunk = max(min(tokens, most // TILE * TILE or most), 1)
+    # a GPU is faster with few large steps
+    block = chunk if device != "cpu" else min(chunk, max(BLOCK_BYTES // (words * _wide(dtype).itemsize), 1))
+    return chunk, block
 
 
 def _chunks(
@@ -258,6 +264,12 @@ def token_logps(
     terms = [x.to(dtype) for pair in ((hidden, weight), *more) for x in pair]
     with torch.autocast(device, enabled=False):
         return _TokenLogps.apply(how, torch.is_grad_enabled(), targets, bias, *terms)  # pyright: ignore[reportReturnType]
+
+
+def room_bytes(tokens: int, words: int, dtype: torch.dtype, device: str) -> int:
+    """What the log-probs of so many tokens hold at one time, beside states and matrices."""
+    chunk, block = _sizes(tokens, words, dtype, device)
+    return words * (chunk * dtype.itemsize + 2 * block * _wide(dtype).itemsize)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -27,7 +27,7 @@ from anchorline.train.arguments import further_arguments
 from anchorline.train.batches import Beside, Share, StepSampler
 from anchorline.train.config import TrainSettings
 from anchorline.train.footprint import Footprint, line, measure_row
-from anchorline.train.head import CHUNK
+from anchorline.train.head import room_bytes
 from anchorline.train.layout import pack
 from anchorline.train.native import native
 from anchorline.train.policy import load_policy, with_adapter
@@ -246,8 +246,8 @@ def memory(
     process (as it is now, and the libraries to come) + weights (with their copies in half precision, and those of
     frozen matrices that native.cpp reads) + gradients and Adam's two moments of what trains + `HELD` times: what the
     longest row keeps for its backward (fixed + tokens x slope, as measured; with checkpointing one layer of it, and each
-    layer's input), the chunk of logits three times over (as product, in float32, as probabilities), and the gradients
-    that run through one layer.
+    layer's input), what the head holds of logits (`room_bytes`; with the plain forward, all of them as product, in float32
+    and as probabilities), and the gradients that run through one layer.
     """
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     if dtype != torch.float32:
@@ -263,8 +263,11 @@ def memory(
     if settings.gradient_checkpointing:
         row = row / layers + longest_row * width * layers * 4
     running = longest_row * 4 * (2 * config.intermediate_size + 4 * width)
-    answers = config.vocab_size * 4 * (3 * CHUNK if settings.forward == "packed" else 3 * longest_row)
     on_cuda = torch.cuda.is_available()
+    if settings.forward == "packed":
+        answers = room_bytes(longest_row, config.vocab_size, dtype, "cuda" if on_cuda else "cpu")
+    else:
+        answers = config.vocab_size * 4 * 3 * longest_row
     parts = {
         "process": 0 if on_cuda else base + LIBRARIES,
         "weights": weights,
