@@ -338,6 +338,32 @@ MISTAKES = [
         ("--set changes a recipe",),
         ("pairs", "r/train.jsonl", "--style", "r/style.yaml", "--out", "p.jsonl", "--set", "seed=1"),
     ),
+    *(
+        Mistake(
+            f"pairs of a file with {words[0]}",
+            answers_file,
+            (words[0], "name a maker before the file", "anchorline pairs clair a.jsonl"),
+            (*PAIRS_OF, *words),
+        )
+        for words in (
+            ("--dry-run",),
+            ("--retry-failed",),
+            ("--batch",),
+            ("--reviser", "gpt"),
+            ("--judge", "style"),
+            ("--stronger", "gpt"),
+            ("--base-url", "http://h/v1"),
+            ("--max-usd", "0"),
+            ("--max-tokens", "5"),
+            ("--engine", "ray"),
+        )
+    ),
+    Mistake(
+        "a pilot that is none",
+        nothing,
+        ("--pilot", "--dry-run"),
+        ("pairs", "clair", "r/recipe.yaml", "--pilot", "5"),
+    ),
     Mistake(
         "pairs to another ending",
         answers_file,

@@ -76,7 +76,10 @@ def pairs(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Make a pilot's rows only and say what all of them will cost.")
     ] = False,
-    pilot: Annotated[int, typer.Option(min=2, help="Rows of the pilot.")] = 20,
+    pilot: Annotated[
+        int | None,
+        typer.Option(min=2, help="Rows of the pilot of --dry-run; 20 unless given.", show_default=False),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again for what failed.")] = False,
     batch: Annotated[
         bool, typer.Option("--batch", help="Use the endpoints' batch interface: half the price, within a day.")
@@ -114,6 +117,27 @@ def pairs(
       RAY_ADDRESS=auto anchorline pairs stronger runs/harbour --stronger gpt-4o --engine ray
     """
     maker, source = _maker_and_source(words)
+    if pilot is not None and not dry_run:
+        raise typer.Exit(exit_code(_pilot_alone))
+    if maker is None and not is_recipe(source):
+        for_makers = {
+            "--reviser": reviser if reviser != "rules" else None,
+            "--judge": judge,
+            "--stronger": stronger,
+            "--base-url": base_url,
+            "--max-usd": max_usd,
+            "--max-tokens": max_tokens,
+            "--dry-run": dry_run or None,
+            "--retry-failed": retry_failed or None,
+            "--batch": batch or None,
+            "--engine": engine,
+        }
+        unused = [option for option, value in for_makers.items() if value is not None]
+        if overrides:
+            raise typer.Exit(exit_code(refuse_overrides))
+        if unused:
+            raise typer.Exit(exit_code(lambda: _refuse(unused, source)))
+        raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
     # a set beside the run's own pairs leaves the recipe's maker alone
     named = {"style": style, "trust_code": trust_code or None, "pairs__maker": None if is_recipe(source) else maker}
     for name, model, own in (("reviser", reviser, "rules"), ("judge", judge, "style")):
@@ -136,14 +160,10 @@ def pairs(
         for key, value in {"max_usd": max_usd, "max_tokens": max_tokens}.items()
         if value is not None
     }
-    if maker is None and not is_recipe(source):
-        if overrides:
-            raise typer.Exit(exit_code(refuse_overrides))
-        raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
     given = settings(overrides, **named)
     if dry_run:
         how = {"retry_failed": retry_failed, "batch": batch}
-        raise typer.Exit(exit_code(lambda: _dry_run(source, given, out, maker, pilot, **how, as_json=as_json)))
+        raise typer.Exit(exit_code(lambda: _dry_run(source, given, out, maker, pilot or 20, **how, as_json=as_json)))
     run_stage(
         source,
         given,
@@ -167,6 +187,22 @@ def _maker_and_source(words: list[str]) -> tuple[Maker | None, str]:
             f"got {' '.join(words)!r}, expected a SOURCE, or one of {', '.join(MAKERS)} and a SOURCE"
         )
     return maker, words[1]
+
+
+def _pilot_alone() -> None:
+    from anchorline.errors import RecipeError
+
+    raise RecipeError("--pilot counts the rows of a dry run; add --dry-run, or leave --pilot out")
+
+
+def _refuse(unused: list[str], source: str) -> None:
+    """A file alone is revised by the style's rules: no model is asked, and there is nothing to try out."""
+    from anchorline.errors import RecipeError
+
+    raise RecipeError(
+        f"{', '.join(unused)}: of no use for a file alone, whose answers the style's rules revise; leave it out, or name "
+        f"a maker before the file: anchorline pairs clair {source}"
+    )
 
 
 def _dry_run(
