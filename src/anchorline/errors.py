@@ -7,6 +7,7 @@
     │   │   └── RuleConflict   two rules that no answer can keep together
     │   ├── DataError          a data file or a row in it: file, line, field
     │   ├── ModelError         a model that is missing, unknown, or of a kind that the engine refuses
+    │   ├── CacheError         a request cache that cannot be read or written; it ends the run
     │   ├── KeyRefused         an endpoint that does not take the API key (401, or 403 before any answer)
     │   └── RunFolderError     a run folder that cannot be written, or that is in use
     ├── EndpointError          one request that an endpoint did not answer; `kind` is a short word for counting
@@ -68,6 +69,10 @@ class DataError(UserError):
         place = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
         super().__init__(place + (f"{field}: " if field else "") + message)
         self.file, self.line, self.field = file, line, field
+
+
+class CacheError(UserError):
+    """A request cache that cannot be read or written: no row's own fault, and every further reply would be paid and lost."""
 
 
 class ModelError(UserError):

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from anchorline.errors import (
     BadReply,
     BudgetReached,
+    CacheError,
     CircuitOpen,
     ConnectionLost,
     DataError,
@@ -42,8 +44,9 @@ from anchorline.llm.settings import BudgetSettings, EndpointSettings, Prices
 from anchorline.llm.store import Payment, Record
 from anchorline.llm.types import Reply, Request
 from anchorline.llm.upkeep import price_later, prune, stats
+from anchorline.pairs.make import make
 from anchorline.recipe.desk import costs
-from anchorline.types import Message
+from anchorline.types import Answer, Message, Prompt
 
 HELLO = Request((Message("system", "Be kind."), Message("user", "Hello there")), max_tokens=100)
 
@@ -333,7 +336,7 @@ def test_half_a_surrogate_pair_breaks_nothing(file: Path) -> None:
 def test_a_damaged_file_is_one_line(file: Path, content: bytes) -> None:
     file.parent.mkdir()
     file.write_bytes(content)
-    with pytest.raises(DataError, match="the request cache cannot be used") as caught:
+    with pytest.raises(CacheError, match="the request cache cannot be used") as caught:
         RequestCache(file)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
     assert file.read_bytes() == content
@@ -343,7 +346,7 @@ def test_damage_that_shows_later_is_one_line_too(file: Path) -> None:
     ask(file, FakeEndpoint("fine"), *(replace(HELLO, index=i) for i in range(200)))
     whole = file.read_bytes()
     file.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
-    with pytest.raises(DataError, match="cannot be used"):
+    with pytest.raises(CacheError, match="cannot be used"):
         ask(file, FakeEndpoint("fine"), HELLO)
 
 
@@ -358,20 +361,42 @@ def test_a_newer_file_and_another_programs_file_are_refused(file: Path) -> None:
     with sqlite3.connect(foreign) as db:
         db.execute("CREATE TABLE t (x)")
     db.close()
+    before = foreign.read_bytes()
     with pytest.raises(DataError, match="another program"):
         RequestCache(foreign)
-    with sqlite3.connect(foreign) as db:
-        assert db.execute("SELECT name FROM sqlite_schema").fetchall() == [("t",)]
-    db.close()
+    assert foreign.read_bytes() == before  # not even its journal mode
 
 
-def test_a_disk_that_takes_nothing_reaches_all_who_wait(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+def test_a_disk_that_gets_full_ends_the_run_before_more_is_paid(file: Path) -> None:
+    fake = FakeEndpoint(lambda _: Slow(0.001, "fine"))
+    with RequestCache(file) as cache:
+        cache._writer.execute("PRAGMA max_page_count = 40")
+        endpoint = CachedEndpoint(fake, cache, run="r")
 
-    monkeypatch.setattr("anchorline.llm.cache.write", full)
-    with pytest.raises(DataError, match="disk is full"):
-        ask(file, FakeEndpoint("fine"), HELLO)
+        async def maker(row: Prompt) -> Answer:
+            reply = await endpoint.complete(Request((Message("user", row.id * 4000),), 8))
+            return Answer(row.id, (), reply.text, "stop")
+
+        rows = [Prompt(f"{i:03}", ()) for i in range(200)]
+        with pytest.raises(CacheError, match=r"disk is full.*make room") as caught:
+            asyncio.run(make(rows, maker, on_result=lambda _: None, window=8))
+        assert str(file) in str(caught.value) and len(fake.asked) <= 24
+        # nor is anything asked by whoever has not heard of it
+        asked = len(fake.asked)
+        with pytest.raises(CacheError, match="disk is full"):
+            asyncio.run(endpoint.complete(HELLO))
+        assert len(fake.asked) == asked
+
+
+def test_a_file_that_takes_no_writes_is_told_before_anything_is_asked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchorline.llm.store.BUSY_MS", 50)
+    RequestCache(file).close()
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CacheError, match=r"locked\); another process holds it"):
+            RequestCache(file)
 
 
 # stats, prune, explain

@@ -39,7 +39,7 @@ from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, request_key, settings_json
 from anchorline.llm.pool import ATTEMPTS, Attempts
 from anchorline.llm.settings import Prices
-from anchorline.llm.store import Payment, Record, connect, readable, write
+from anchorline.llm.store import Payment, Record, connect, readable, transaction, write
 from anchorline.llm.types import Endpoint, Finish, Reply, Request
 
 KINDS: dict[str, Callable[[str], EndpointError]] = {
@@ -56,7 +56,10 @@ _Waiting = tuple[Record, tuple[Payment, ...], asyncio.Future[None]]
 
 
 class RequestCache:
-    """An open cache file. Reads are at once; writes are gathered into one transaction while the one before is written."""
+    """An open cache file. Reads are at once; writes are gathered into one transaction while the one before is written.
+
+    After a write that failed nothing is given out any more: what is asked next would be paid, and lost.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -67,6 +70,12 @@ class RequestCache:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-cache")
         self._pending: list[_Waiting] = []
         self._writing: asyncio.Task[None] | None = None
+        self._broken: Exception | None = None
+        try:
+            self._transaction(lambda _: None)  # a file that takes no writes is told before the first reply is paid
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -81,13 +90,17 @@ class RequestCache:
         """
         self._thread.shutdown()
         left, self._pending = self._pending, []
-        if left:
-            self._write_group(left)
-        self._reader.close()
-        self._writer.close()
+        try:
+            if left:
+                self._write_group(left)
+        finally:
+            self._reader.close()
+            self._writer.close()
 
     def get(self, key: str) -> Record | None:
         """The row with this key."""
+        if self._broken is not None:
+            raise self._broken.with_traceback(None)
         with readable(self.path):
             row = self._reader.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
         return Record(*row) if row else None
@@ -131,6 +144,7 @@ class RequestCache:
             try:
                 await loop.run_in_executor(self._thread, self._write_group, group)
             except Exception as error:
+                self._broken = error
                 _confirm(group, error)
             else:
                 _confirm(group, None)
@@ -140,14 +154,8 @@ class RequestCache:
         self._transaction(lambda db: write(db, records, payments))
 
     def _transaction(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        with readable(self.path):
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                work(self._writer)
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
-            self._writer.execute("COMMIT")
+        with readable(self.path), transaction(self._writer):
+            work(self._writer)
 
 
 def _confirm(group: list[_Waiting], error: BaseException | None) -> None:

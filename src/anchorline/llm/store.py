@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from anchorline.errors import DataError
+from anchorline.errors import CacheError, DataError
 
 VERSION = 1
 MARK = 0x616E6C63
@@ -43,6 +43,16 @@ CREATE TABLE waiting (
     max_tokens INTEGER NOT NULL, stage TEXT NOT NULL, row TEXT NOT NULL
 ) WITHOUT ROWID;
 """
+
+_WRITABLE = "make the file and its folder writable for you"
+WAYS_OUT = {
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_BUSY: "another process holds it: wait for that one, or end it",
+    sqlite3.SQLITE_READONLY: _WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: _WRITABLE,
+}
+"""What to do, by SQLite's primary code; of any other the file is taken to be damaged."""
+DAMAGED = "if its disk is well, move the file away: its answers are then asked again"
 
 
 class Record(NamedTuple):
@@ -93,18 +103,32 @@ def readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise DataError(
-            f"the request cache cannot be used ({error}); if the disk is not full and the file not on a broken disk, "
-            "move it away and start again: its answers are then asked again",
-            file=path,
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # Python's own errors have none
+        raise CacheError(
+            f"{path}: the request cache cannot be used ({error}); {WAYS_OUT.get(primary, DAMAGED)}; then run the same "
+            "command again"
         ) from error
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All of it is written, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # SQLite may have rolled back by itself, on a full disk say
+            db.execute("ROLLBACK")
+        raise
 
 
 def connect(path: str | Path, *, must_exist: bool = False) -> sqlite3.Connection:
     """Open a file, or make a new one.
 
     Raises:
-        DataError: it is not such a file, is damaged, or was written by a newer anchorline.
+        DataError: it is not such a file, or was written by a newer anchorline.
+        CacheError: it is damaged, or cannot be opened.
 
     """
     if must_exist and not Path(path).is_file():
@@ -127,30 +151,28 @@ def write(db: sqlite3.Connection, records: list[Record], payments: list[Payment]
 
 
 def _prepare(db: sqlite3.Connection, path: str | Path) -> None:
-    db.execute("PRAGMA journal_mode = WAL")
-    # a commit survives the process at once, and the machine's loss of power after the next checkpoint
-    db.execute("PRAGMA synchronous = NORMAL")
+    """Make the tables where there are none. A file that is not ours is left as it is."""
+    # the tables first: whoever makes the file at this moment writes them and the mark at once
+    tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     version, mark = _number(db, "user_version"), _number(db, "application_id")
-    if version == 0 and mark == 0:
-        db.execute("BEGIN IMMEDIATE")  # another process may be making it at the same moment
-        try:
-            if _number(db, "user_version") == 0:
-                if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                    raise DataError("is a SQLite file of another program, not a request cache", file=path)
-                for statement in TABLES.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {MARK}")
-                db.execute(f"PRAGMA user_version = {VERSION}")
-        finally:
-            db.execute("COMMIT")
-    elif mark != MARK:
+    if mark != MARK and (tables or version or mark):
         raise DataError("is a SQLite file of another program, not a request cache", file=path)
-    elif version > VERSION:
+    if version > VERSION:
         raise DataError(
             f"was written by a newer anchorline (its format is {version}, this one reads {VERSION}): update anchorline, "
             "or use another file",
             file=path,
         )
+    db.execute("PRAGMA journal_mode = WAL")
+    # a commit survives the process at once, and the machine's loss of power after the next checkpoint
+    db.execute("PRAGMA synchronous = NORMAL")
+    if mark != MARK:
+        with transaction(db):
+            if _number(db, "user_version") == 0:  # another process may have made it at the same moment
+                for statement in TABLES.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {MARK}")
+                db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _number(db: sqlite3.Connection, pragma: str) -> int:
