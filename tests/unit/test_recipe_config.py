@@ -12,12 +12,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from anchorline.cli.options import as_yaml, recipe_of_data, settings
 from anchorline.errors import RecipeError
 from anchorline.recipe import Recipe, load_recipe
 from anchorline.recipe.config import override_setting, parse_recipe
 from anchorline.recipe.run import wanted_stages
+from anchorline.train.config import TrainSettings
 from tiny_chat import write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +179,20 @@ def test_the_message_counts_what_else_is_wrong() -> None:
         parse_recipe({"train": {"beta": -1}, "seed": -1}, source="here")
 
 
-@pytest.mark.parametrize("setting", ["llm.reviser", "llm.reviser.timeout", "llm.reviser.api_key", "llm.api_key", "llm"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "llm.reviser",
+        "llm.reviser.timeout",
+        "llm.reviser.api_key",
+        "llm.api_key",
+        "llm",
+        "train.arguments",
+        "train.arguments.hub_token",
+        "train.arguments.run_name",
+        "train.arguments.fsdp_config.headers",
+    ],
+)
 def test_a_key_in_the_wrong_place_is_not_shown(setting: str) -> None:
     data: dict[str, object] = {}
     override_setting(data, f"{setting}=sk-not-to-be-seen")
@@ -190,6 +205,19 @@ def test_a_key_that_stands_where_a_group_belongs_is_not_shown() -> None:
     with pytest.raises(RecipeError, match="not a group of settings") as caught:
         override_setting({"llm": {"reviser": "sk-not-to-be-seen"}}, "llm.reviser.model=m")
     assert "sk-not" not in str(caught.value)
+
+
+def test_the_trainers_key_is_asked_for_in_the_environment() -> None:
+    with pytest.raises(RecipeError, match=r"^recipe: train\.arguments: hub_token .*HF_TOKEN"):
+        parse_recipe({"train": {"arguments": {"hub_token": "not-to-be-seen"}}})
+    with pytest.raises(RecipeError, match="not YAML") as caught:
+        override_setting({}, "train.arguments={hub_token: not-to-be-seen")
+    assert "not-to" not in str(caught.value)
+    with pytest.raises(ValidationError) as refused:
+        TrainSettings(arguments={"hub_token": "not-to-be-seen"})
+    assert "not-to" not in str(refused.value)
+    plain = {"hub_token": None, "push_to_hub": True, "hub_model_id": "me/it", "include_num_input_tokens_seen": "all"}
+    assert TrainSettings(arguments=plain).arguments == plain
 
 
 def test_evaluation_sets_are_looked_up_beside_the_recipe(tmp_path: Path) -> None:

@@ -130,6 +130,16 @@ def test_a_rule_that_no_repair_touched_is_counted_as_none() -> None:
     assert "| a | 100.0\u00a0% | 100.0\u00a0% | – |" in build_card(replace(data, measure=None), saved=None)
 
 
+def test_the_card_says_nothing_of_the_machines_folders(folder: Path) -> None:
+    arguments = {"logging_dir": "/home/mina/logs", "deepspeed": "~/zero.json", "optim": "adafactor"}
+    train = {"reference_cache": "somewhere/references", "arguments": arguments}
+    (folder / "recipe.yaml").write_text(settings(train=train))
+    card = write_card(folder).read_text(encoding="utf-8")
+    assert "references" not in card and "/home" not in card and "\\~" not in card
+    assert "| train.arguments.deepspeed | zero.json |" in card
+    assert "| train.arguments.optim | adafactor |" in card
+
+
 def test_no_prompt_or_answer_of_a_customer_is_in_the_card(folder: Path) -> None:
     card = write_card(folder).read_text(encoding="utf-8")
     for name in ("pairs.jsonl", "evals/answers.jsonl", "failures.jsonl"):

@@ -31,7 +31,7 @@ SENT_BY_US = frozenset(
     ]
 )
 KEY_NAME = re.compile(
-    r"(?:\w+[-_])?(?:api[-_]?key|authorization|bearer|secret|secret[-_]?key|password|(?:access|auth|api)[-_]?token)|token|key"
+    r"(?:\w+[-_])?(?:api[-_]?key|authorization|bearer|secret|secret[-_]?key|password|(?:access|auth|api|hub|hf)[-_]?token)|token|key"
     r"|(?:extra[-_])?headers|x[-_](?:key|token)",
     re.IGNORECASE,
 )
@@ -146,7 +146,7 @@ class EndpointSettings(BaseModel):
         taken = sorted(SENT_BY_US & value.keys())
         if taken:
             raise ValueError(f"{', '.join(taken)} cannot stand here: anchorline sends it itself, from its own setting")
-        if _holds_key(value):
+        if holds_key(value):
             raise ValueError("a key was given here; put it in the environment variable that api_key_env names")
         if not _is_json(value):
             raise ValueError("only JSON was expected: texts, finite numbers, true, false, null, lists and mappings")
@@ -164,11 +164,12 @@ class BudgetSettings(BaseModel):
     """The most prompt and reply tokens together."""
 
 
-def _holds_key(value: Any, name: str = "") -> bool:
+def holds_key(value: Any, name: str = "") -> bool:
+    """Whether a text in the value, which stands under this name, is a key by its own name or by its form."""
     if isinstance(value, dict):
-        return any(_holds_key(inner, str(key)) for key, inner in value.items())
+        return any(holds_key(inner, str(key)) for key, inner in value.items())
     if isinstance(value, list):
-        return any(_holds_key(inner, name) for inner in value)
+        return any(holds_key(inner, name) for inner in value)
     return isinstance(value, str) and bool(KEY_NAME.fullmatch(name) or KEY_VALUE.match(value))
 
 

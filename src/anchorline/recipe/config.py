@@ -119,7 +119,7 @@ class Recipe(BaseModel):
     """The grid of `anchorline compare`."""
 
 
-SECRET = ("llm", "judge")
+SECRET = (("llm",), ("judge",), ("train", "arguments"))
 """Groups of settings whose values are not shown: a key may stand there by mistake. `judge` is that of `eval --model`."""
 PATHS = (
     ("model",),
@@ -183,8 +183,7 @@ def override_setting(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        # what is meant for the models may be a key
-        shown = f"{key}=…" if parts[0] in SECRET else override
+        shown = f"{key}=…" if _secret(parts) else override
         raise RecipeError(f"--set {shown}: the value is not YAML ({yaml_problem(error)})") from error
     place = data
     for part in parts[:-1]:
@@ -192,8 +191,8 @@ def override_setting(data: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            got = "a value that is not shown" if parts[0] in SECRET else repr(inner)
-            shown = f"{key}=…" if parts[0] in SECRET else override
+            got = "a value that is not shown" if _secret(parts) else repr(inner)
+            shown = f"{key}=…" if _secret(parts) else override
             raise RecipeError(f"--set {shown}: {part} is {got}, not a group of settings")
         place[part] = inner = dict(inner)
         place = inner
@@ -204,9 +203,8 @@ def problem(error: ValidationError) -> str:
     """The first of pydantic's complaints as a line; how many more there are."""
     first, *more = error.errors()
     place = ".".join(str(part) for part in first["loc"])
-    # whatever stands among the models' settings by mistake may be a key
     value = first.get("input")
-    hidden = next(iter(first["loc"]), None) in SECRET and not _NUMBER.fullmatch(str(value))
+    hidden = _secret(first["loc"]) and not _NUMBER.fullmatch(str(value))
     got = "a value that is not shown" if hidden else _short(value)
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {place!r}; see the recipe's settings in docs/recipe.md"
@@ -218,6 +216,11 @@ def problem(error: ValidationError) -> str:
         expected = first["msg"][0].lower() + first["msg"][1:]
         text = f"{place}: got {got}, but {expected}"
     return text + (f" (and {len(more)} more)" if more else "")
+
+
+def _secret(place: Sequence[str | int]) -> bool:
+    """Whether what stands at this place of a recipe may be a key, or hold one."""
+    return any(all(one == other for one, other in zip(place, group, strict=False)) for group in SECRET)
 
 
 def _read(path: Path) -> dict[str, Any]:

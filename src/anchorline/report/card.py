@@ -176,15 +176,19 @@ def _settings(recipe: Mapping[str, Any], groups: tuple[str, ...]) -> Iterator[tu
     if "seed" in recipe:
         yield "seed", str(recipe["seed"])
     for group in groups:
-        yield from _flat(group, mapping(recipe.get(group)))
+        used = mapping(recipe.get(group))
+        # where the reference's log-probs are kept decides nothing, and tells of the machine
+        yield from _flat(group, {name: value for name, value in used.items() if name != "reference_cache"})
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, str):
+        yield name, Path(value).name if value.startswith(("/", "~")) else value  # as `base_model` names folders
     else:
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        yield name, json.dumps(value, ensure_ascii=False, default=str)
 
 
 def dropped_rows(data: ReportData) -> list[tuple[str, str, int]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from anchorline.llm.settings import holds_key
 from anchorline.objectives.names import parse_objective
 
 AUTO = {"auto": 1.0}
@@ -66,7 +67,8 @@ class RetainSettings(BaseModel):
 class TrainSettings(BaseModel):
     """One training run on pairs or on single labelled answers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # a refused argument may be a key: it must not stand in the message
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     objective: Annotated[dict[str, float], BeforeValidator(_objective)] = {"apo_zero": 1.0}
     """A name, or names with weights: `{apo_zero: 1, sft: 0.2}`, `apo_zero=1,sft=0.2`. `auto`: the advisor decides."""
@@ -116,3 +118,15 @@ class TrainSettings(BaseModel):
     """Steps after the first of which the share of time in matrix products is measured; each takes a little longer."""
     merge: bool = False
     """Also write `model/merged`, the adapter folded into the weights; not with one on a head that is the embedding, too."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _no_key(cls, value: dict[str, Any]) -> dict[str, Any]:
+        keys = [name for name, inner in value.items() if holds_key(inner, name)]
+        if keys:
+            raise ValueError(
+                f"{keys[0]} holds what looks like a key, and a recipe is kept in the run folder and shown in its report; "
+                "leave it out, and put the key in the environment, where the Trainer and its loggers look for it "
+                "(HF_TOKEN for the Hub)"
+            )
+        return value
