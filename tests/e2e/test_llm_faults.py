@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from anchorline.llm.fake_server import body_key
-from anchorline.llm.openai_http import request_body
 from anchorline.llm.settings import EndpointSettings
 from anchorline.llm.types import Request
+from anchorline.llm.wording import request_body
 from anchorline.types import Message
 
 pytestmark = pytest.mark.e2e

@@ -22,6 +22,7 @@ from anchorline.errors import (
     EndpointError,
     EndpointTimeout,
     KeyRefused,
+    RecipeError,
     RequestRefused,
     ServerError,
     Throttled,
@@ -171,6 +172,88 @@ def test_a_limit_that_is_wanted_under_its_newer_name_is_sent_so() -> None:
         assert server.refused == 3 and all("max_tokens" not in body for body in server.bodies)
 
     against(server, use)
+
+
+class Choosy(FakeServer):
+    """A model that takes no setting of sampling but these."""
+
+    def __init__(self, says: str, *taken: str) -> None:
+        super().__init__(latency=0.01)
+        self._says, self._taken, self.refused = says, taken, 0
+
+    async def _chat(self, content: bytes) -> Answer:
+        return self._refusal(json.loads(content)) or await super()._chat(content)
+
+    def _batch_line(self, body: Any) -> tuple[int, Any]:
+        refusal = self._refusal(body)
+        return (400, json.loads(refusal.content)) if refusal else super()._batch_line(body)
+
+    def _refusal(self, body: Any) -> Answer | None:
+        for name in ("temperature", "top_p"):
+            if name in body and name not in self._taken:
+                self.refused += 1
+                return Answer(400, json.dumps({"error": {"message": self._says.format(name)}}).encode())
+        return None
+
+
+@pytest.mark.parametrize(
+    ("says", "taken"),
+    [
+        ("Unsupported parameter: '{}' is not supported with this model.", ()),
+        ("Unsupported value: '{}' does not support 1.0 with this model.", ()),
+        ("invalid {}: only 0.6 is allowed for this model", ()),
+        ("`temperature` and `top_p` cannot both be specified for this model. Please use only one.", ("temperature",)),
+    ],
+)
+def test_a_setting_of_sampling_that_is_1_is_left_out_where_it_is_refused(says: str, taken: tuple[str, ...]) -> None:
+    server = Choosy(says, *taken)
+    temperature = 0.3 if taken else 1.0
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        await endpoint.complete(ask(temperature=temperature))
+        before = server.refused
+        assert before <= 2
+        await asyncio.gather(*(endpoint.complete(ask(i, temperature=temperature)) for i in range(9)))
+        assert server.refused == before
+        assert server.bodies[-1].get("temperature") == (0.3 if taken else None) and "top_p" not in server.bodies[-1]
+
+    against(server, use)
+
+
+def test_a_setting_of_sampling_that_is_refused_is_one_error_for_all() -> None:
+    server = Choosy("Unsupported value: '{}' does not support 0.7 with this model. Only the default (1) is supported.")
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        pool = Pool(endpoint, EndpointSettings(model="fake", max_concurrency=4))
+        errors = await asyncio.gather(*(pool.complete(ask(i)) for i in range(50)), return_exceptions=True)
+        assert {type(error) for error in errors} == {RecipeError} and server.refused <= 4
+        said = str(errors[0])
+        assert "does not take temperature 0.7" in said and "set the temperature of this model to" in said
+
+    against(server, use)
+
+
+def test_a_row_that_speaks_of_temperature_is_refused_alone() -> None:
+    """Where the model has answered at this temperature, it is not the setting."""
+
+    class Moderated(FakeServer):
+        async def _chat(self, content: bytes) -> Answer:
+            if b"question 5" in content:
+                return Answer(400, b'{"error": {"message": "invalid input: question 5 about temperature"}}')
+            return await super()._chat(content)
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        await endpoint.complete(ask(1))
+        with pytest.raises(RequestRefused):
+            await endpoint.complete(ask(5))
+
+    against(Moderated(), use)
+
+
+def test_a_batch_whose_rows_are_all_refused_for_a_setting_says_which(tmp_path: Path) -> None:
+    server = Choosy("Unsupported value: '{}' does not support 0.7 with this model.")
+    with pytest.raises(RecipeError, match=r"does not take temperature 0\.7"):
+        batch(tmp_path / "c", server, [ask(i) for i in range(3)])
 
 
 def test_a_filtered_reply_is_marked() -> None:

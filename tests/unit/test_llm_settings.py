@@ -8,10 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from anchorline.errors import UserError
-from anchorline.llm.openai_http import key_for, request_body
+from anchorline.llm.openai_http import key_for
 from anchorline.llm.prices import AS_OF, TABLE, find_price
 from anchorline.llm.settings import OPENAI_URL, BudgetSettings, EndpointSettings, Prices
 from anchorline.llm.types import Request
+from anchorline.llm.wording import request_body
 from anchorline.types import Message
 
 SECRET = "sk-proj-abcdefghijklmnop"
@@ -126,6 +127,8 @@ def test_what_is_sent() -> None:
     }
     openai = request_body(EndpointSettings(model="m"), Request((), 9))
     assert openai["max_completion_tokens"] == 9 and "max_tokens" not in openai and "response_format" not in openai
+    # where 1 is known to be what holds otherwise, it is not sent: some models take no such setting
+    assert openai["temperature"] == 0.7 and "top_p" not in openai
 
 
 def test_prices_are_the_users_then_the_tables_then_unknown() -> None:

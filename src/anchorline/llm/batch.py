@@ -23,18 +23,20 @@ from anchorline.errors import (
     BudgetReached,
     EndpointError,
     KeyRefused,
+    RecipeError,
     RequestRefused,
     Throttled,
 )
 from anchorline.llm.budget import Amount, Budget, worst_case
 from anchorline.llm.cache import RequestCache, is_hit, make_record, unread_payment
 from anchorline.llm.keys import messages_json, read_messages, request_key, settings_json
-from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of, request_body
+from anchorline.llm.openai_http import OpenAIEndpoint, error_of_status, reply_of
 from anchorline.llm.pool import BACKOFF, LONGEST_BACKOFF
 from anchorline.llm.prices import BATCH_SHARE, find_price
 from anchorline.llm.settings import EndpointSettings, Prices
 from anchorline.llm.store import write
 from anchorline.llm.types import Reply, Request
+from anchorline.llm.wording import request_body, sampling_error
 
 POLL, FIRST_POLL = 30.0, 1.0
 """A batch is looked at after a second, then ever more seldom, at last every half minute."""
@@ -91,6 +93,7 @@ async def run_batch(
     What waited for a batch that the endpoint does not know any more is ordered anew.
 
     Raises:
+        RecipeError: nothing was answered, as the endpoint does not take such a temperature or top_p.
         BudgetReached: not even one more request's worst case fits the budget; what was ordered is collected first.
         EndpointError, KeyRefused: the endpoint did not take or give a file; running again goes on from there.
 
@@ -109,6 +112,8 @@ async def run_batch(
         lines = [line for line in lines if line.key in order.lost]
     for line in lines:
         await order.give_up(line)
+    if order.of_setting is not None and not order.answered:
+        raise order.of_setting
     return BatchResult(tuple(order.ids), hits, order.answered, order.failed, order.unanswered, tuple(order.said))
 
 
@@ -132,6 +137,7 @@ class _Order:
         self.lost: set[str] = set()
         """Keys of requests that a completed batch holds no readable line for."""
         self.answered = self.failed = self.unanswered = 0
+        self.of_setting: RecipeError | None = None
 
     def missing(self, requests: Sequence[Request], *, retry_failed: bool) -> tuple[list[_Line], int]:
         """What the cache does not hold, each once, and how many requests it does hold."""
@@ -301,8 +307,13 @@ class _Order:
         if early and not isinstance(result.get("response"), dict):
             return
         _, _, messages, settings, max_tokens, stage, row = waiting.pop(key)
-        request = Request(read_messages(messages), max_tokens, row=row, stage=stage)
+        how = json.loads(settings)
+        request = Request(
+            read_messages(messages), max_tokens, how["temperature"], how["top_p"], how["index"], row=row, stage=stage
+        )
         outcome = self._outcome(result)
+        if isinstance(outcome, RequestRefused):
+            self.of_setting = self.of_setting or sampling_error(str(outcome), request, self._settings)
         record, payment = make_record(
             key, self._endpoint.model, messages, settings, request, outcome,
             run=self._run, attempts=1, seconds=0.0, price=self._price,

@@ -37,12 +37,13 @@ from anchorline.errors import (
 )
 from anchorline.llm.settings import OPENAI_KEY, OPENAI_URL, EndpointSettings
 from anchorline.llm.types import Finish, Reply, Request
+from anchorline.llm.wording import Wording, request_body, sampling_error, wording_of
 from anchorline.types import Message
 
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["Message", "OpenAIEndpoint", "error_of_status", "key_for", "reply_of", "request_body"]
+__all__ = ["Message", "OpenAIEndpoint", "error_of_status", "key_for", "reply_of"]
 
 NO_KEY = "none"
 """The client wants some key, also for a server that wants none."""
@@ -58,7 +59,6 @@ ENDS: dict[Finish, tuple[str, ...]] = {
 FINISH: dict[str, Finish] = {name: finish for finish, names in ENDS.items() for name in names}
 OF_ALL = frozenset({402, 404, 405, 410})
 """Statuses of refusals that are about the account, the model or the URL: the next request would be refused, too."""
-NEWER = "max_completion_tokens"
 SHOWN = 300
 
 
@@ -70,8 +70,7 @@ class _Server:
         self.in_flight = self.forbidden = self.failures = self.times_out = 0
         self.out_until = 0.0
         self.key_taken = False
-        self.newer = url == OPENAI_URL
-        """Whether it takes the limit of tokens under its newer name."""
+        self.wording = wording_of(url)
         self._settled = asyncio.Event()
 
     def settle(self, *, answered: bool = False) -> None:
@@ -166,22 +165,29 @@ class OpenAIEndpoint:
         return readable_text(" ".join(text.split()))[:SHOWN]
 
     async def _in_its_words(self, server: _Server, request: Request) -> Reply:
-        """Ask; where the endpoint says that it wants the limit under its newer name, ask so, now and from now on."""
-        newer = server.newer
-        try:
-            return await self._ask(server, request, newer=newer)
-        except RequestRefused as error:
-            if newer or NEWER not in str(error):
-                raise
-        server.newer = True
-        return await self._ask(server, request, newer=True)
+        """Ask; where the endpoint says that it wants a request in other words, ask so, now and from now on.
 
-    async def _ask(self, server: _Server, request: Request, *, newer: bool) -> Reply:
+        Raises:
+            RecipeError: it takes no such temperature or top_p, and has answered nothing with it.
+
+        """
+        while True:
+            wording = server.wording
+            try:
+                return await self._ask(server, request, wording)
+            except RequestRefused as error:
+                mended = wording.mended(str(error), request)
+                if mended is None:
+                    of_setting = None if server.key_taken else sampling_error(str(error), request, self._settings)
+                    raise of_setting or error from None
+                server.wording = server.wording.both(mended)
+
+    async def _ask(self, server: _Server, request: Request, wording: Wording) -> Reply:
         import aiohttp
         import httpx2
         import openai
 
-        body = request_body(self._settings, request, newer=newer)
+        body = request_body(self._settings, request, wording)
         try:
             # the client's timeout is for each read; this one is for the whole call
             async with asyncio.timeout(self._settings.timeout):
@@ -260,26 +266,6 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
             "not plain ASCII (curly quotation marks, say); put the bare key in it"
         )
     return key
-
-
-def request_body(settings: EndpointSettings, request: Request, *, newer: bool | None = None) -> dict[str, Any]:
-    """What is sent. OpenAI's newer models take the limit only under its newer name, most other servers the older one."""
-    newer = settings.urls == (OPENAI_URL,) if newer is None else newer
-    limit = NEWER if newer else "max_tokens"
-    body: dict[str, Any] = {
-        "model": settings.model,
-        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
-        limit: request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        **settings.extra_body,
-    }
-    if request.schema is not None:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "reply", "schema": dict(request.schema), "strict": True},
-        }
-    return body
 
 
 def reply_of(completion: Any) -> Reply:
