@@ -322,6 +322,13 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert "The evaluation has not run" in body and "```" not in body
 
 
+def test_an_evaluation_that_measured_nothing_has_run(folder: Path) -> None:
+    for name in ("style.json", "preference.json", "drift.json"):
+        (folder / "evals" / name).unlink()
+    body = write_card(folder).read_text(encoding="utf-8")
+    assert "The evaluation has not run" not in body and "The evaluation had nothing to measure" in body
+
+
 def test_nothing_dropped(folder: Path) -> None:
     (folder / "failures.jsonl").write_text("")
     assert "290 pairs from 300 answers; nothing was left out." in write_card(folder).read_text(encoding="utf-8")

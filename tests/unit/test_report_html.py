@@ -216,11 +216,9 @@ def test_each_file_may_be_missing(missing: str, tmp_path: Path) -> None:
     (folder / missing).unlink()
     page = Page(write_report(folder).read_text(encoding="utf-8"))
     assert set(page.sections) >= {"headline", "rules", "answers", "drift", "training", "pairs", "dropped", "settings"}
-    unrun = {"measure.json": "pairs", "train/metrics.jsonl": "training", "evals/style.json": "rules",
-             "evals/answers.jsonl": "answers", "evals/preference.json": "preference", "evals/drift.json": "drift",
-             "failures.jsonl": "dropped"}  # fmt: skip
+    unrun = {"measure.json": "pairs", "train/metrics.jsonl": "training", "failures.jsonl": "dropped"}
     told = {name for name, text in page.sections.items() if "This stage has not run" in text}
-    assert told == ({unrun[missing]} if missing in unrun else set()) | ({"length"} if "style" in missing else set())
+    assert told == ({unrun[missing]} if missing in unrun else set())
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
@@ -228,6 +226,22 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "The evaluation has not run yet" in page.sections["headline"]
     assert page.sections["training"].endswith("This stage has not run: training.")
+
+
+def test_an_evaluation_without_rules_to_count_has_run(tmp_path: Path) -> None:
+    folder = build_run_folder(tmp_path, held_out=5, pairs=8, steps=4)
+    for name in ("style.json", "answers.jsonl"):
+        (folder / "evals" / name).unlink()
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "has not run" not in page.text and "Not evaluated" not in page.text
+    assert "No rule was counted" in page.sections["headline"] and "0.081 nats" in page.sections["headline"]
+    assert all("No rule was counted" in page.sections[name] for name in ("rules", "answers", "length"))
+    for name in ("preference.json", "drift.json"):
+        (folder / "evals" / name).unlink()
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "has not run" not in page.text and "Not evaluated" not in page.text
+    assert "There are no general prompts" in page.sections["drift"]
+    assert "There are no held-out pairs" in page.sections["preference"]
 
 
 def test_nothing_held_out_no_general_prompts_one_pair(tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ class ReportData:
     preference: Mapping[str, Any] | None = None
     drift: Mapping[str, Any] | None = None
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether the evaluation is done. What it had nothing to measure on has no file all the same."""
+        record = mapping(mapping(mapping(self.manifest).get("stages")).get("evaluate"))
+        return record.get("status") == "done"
+
 
 def read_run_folder(run_folder: Path) -> ReportData:
     """Read what a run has written so far."""
