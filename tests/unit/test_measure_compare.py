@@ -226,6 +226,12 @@ def test_the_command_with_several_sets(place: Path) -> None:
     assert "<h1>Pairs side by side</h1>" in (place / "page.html").read_text(encoding="utf-8")
 
 
+def test_the_page_of_a_run_folder_alone(place: Path) -> None:
+    done = call("run", "--json", "--out", "page.html")
+    assert (done.exit_code, done.stderr) == (0, "") and json.loads(done.stdout)["pairs"] == 8
+    assert "How contrastive these pairs are" in (place / "page.html").read_text(encoding="utf-8")
+
+
 def test_the_command_for_people(place: Path) -> None:
     with (place / "clair.jsonl").open("a") as file:
         file.write('{"prompt": "[red]x"}\n')
@@ -250,6 +256,9 @@ def test_sets_of_one_name_are_told_apart(place: Path) -> None:
         (["clair.jsonl", "--out", "a.txt"], "expected a file .html"),
         (["clair.jsonl", "--against", "none.jsonl"], "none.jsonl: no such file"),
         (["clair.jsonl", "--layout", "x"], "is 'x', expected one of trl, distilabel"),
+        (["run", "clair.jsonl"], "put --against before the second one"),
+        (["run", "--layout", "trl"], "--layout is for a file of pairs"),
+        (["recipe.yaml", "--out", "page.html"], "of a recipe it is the run folder"),
     ],
 )
 def test_mistakes_of_the_command(place: Path, words: list[str], says: str) -> None:

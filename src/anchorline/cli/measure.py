@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from anchorline.measure import Measured
     from anchorline.progress import Progress
 
+PAGES = (".html", ".json")
+
 
 def measure(
     source: Annotated[str, typer.Argument(metavar="PAIRS", help="A recipe, or a file or hub id of pairs.")],
@@ -39,7 +41,7 @@ def measure(
             "--out",
             "-o",
             show_default=False,
-            help="Of a recipe, the run folder; of files, a page with plots (.html) or the figures (.json).",
+            help="A page with plots (.html) or the figures (.json); of a recipe, the run folder.",
         ),
     ] = None,
     layout: Annotated[
@@ -65,7 +67,10 @@ def measure(
       anchorline measure pairs.parquet --model embedded:smollm2-135m-instruct --json
     """
     sources = [source, *(against or []), *(more or [])]
-    if not against and is_recipe(source):
+    page = out is not None and out.suffix.lower() in PAGES
+    if not against and is_recipe(source) and not (page and Path(source).is_dir()):
+        if more or layout or page:
+            raise typer.Exit(exit_code(lambda: _of_a_run(sources, layout, out)))
         given = settings(overrides, model=model, strict=strict or None)
         run_stage(source, given, out, upto="measure", as_json=as_json, command="measure")
     if overrides:
@@ -80,6 +85,19 @@ def measure(
     raise typer.Exit(exit_code(call))
 
 
+def _of_a_run(sources: Sequence[str], layout: str | None, out: Path | None) -> None:
+    """Refuse what is for files of pairs."""
+    from anchorline.errors import RecipeError
+
+    if len(sources) > 1:
+        _check(sources, None, compared=False)
+    if layout:
+        raise RecipeError("--layout is for a file of pairs, and those of a run are laid out alike; leave it out")
+    raise RecipeError(
+        f"--out {out}: of a recipe it is the run folder; for a page name the run folder in place of a recipe"
+    )
+
+
 def _check(sources: Sequence[str], out: Path | None, *, compared: bool) -> None:
     from anchorline.errors import RecipeError
     from anchorline.report.measure_page import MOST
@@ -88,7 +106,7 @@ def _check(sources: Sequence[str], out: Path | None, *, compared: bool) -> None:
         raise RecipeError(f"{len(sources)} sets of pairs were given; put --against before the second one")
     if len(sources) > MOST:
         raise RecipeError(f"{len(sources)} sets of pairs were given, at most {MOST} can be told apart; leave some out")
-    if out and out.suffix.lower() not in (".json", ".html"):
+    if out and out.suffix.lower() not in PAGES:
         raise RecipeError(f"--out {out}: expected a file .html (a page with plots) or .json (the figures)")
 
 
