@@ -49,6 +49,7 @@ SUMMARY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it nothing would be left to fail at the end
     write_rows(Path("pairs.jsonl"), PAIRS)
     answers = [{"prompt": "a", "text": "Boats sail."}, {"prompt": "b", "text": ""}, {"prompt": "c"}, 7]
     write_rows(Path("answers.jsonl"), answers)
@@ -234,6 +235,47 @@ def test_bars_on_a_terminal_and_json_apart_from_them() -> None:
     out, shown = on_a_terminal("measure", "pairs.jsonl", "--json")
     assert one_object(out)["pairs"] == 3
     assert "measure" in shown and "3/3" in shown and "pairs" in shown
+
+
+ANCHORLINE = [sys.executable, "-m", "anchorline"]
+
+
+@pytest.mark.parametrize("words", [["measure", "pairs.jsonl"], ["measure", "pairs.jsonl", "--json"], ["--help"]])
+def test_output_that_a_full_disk_refuses_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*ANCHORLINE, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", [["measure", "pairs.jsonl"], ["measure", "pairs.jsonl", "--json"], ["--help"]])
+def test_a_reader_that_has_gone_is_told_nothing(words: list[str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([*ANCHORLINE, *words], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("words", "code"), [("measure pairs.jsonl --json", 0), ("measure none.jsonl", 2)])
+@pytest.mark.parametrize("end", ["2>&-", "2>/dev/full"])
+def test_an_stderr_that_takes_nothing_changes_no_result(words: str, code: int, end: str) -> None:
+    call = f"{' '.join(ANCHORLINE)} {words} {end}"
+    done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout == "" if code else one_object(done.stdout)["pairs"] == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_stdout_cannot_hold_are_spelled_out(encoding: str) -> None:
+    Path("é…").mkdir()
+    write_rows(Path("é…/pairs.jsonl"), [*PAIRS, {"prompt": "x"}])
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    call = [*ANCHORLINE, "measure", "é…/pairs.jsonl"]
+    done = subprocess.run(call, capture_output=True, env=env, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and b"\\u2026/pairs.jsonl:4" in done.stdout
+    done = subprocess.run([*call, "--json"], capture_output=True, env=env, check=False)
+    [problem] = one_object(done.stdout.decode("ascii"))["left_out"]
+    assert problem.startswith("é…/pairs.jsonl:4: ")
 
 
 def test_a_set_says_why_an_endpoint_gave_no_answer_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from anchorline.cli.options import Json, Set, recipe_of_data, settings
-from anchorline.cli.show import exit_code, progress, recommended
+from anchorline.cli.show import exit_code, print_json, progress, recommended
 
 
 def advise(
@@ -92,7 +91,7 @@ def advise(
             counts = dict(Counter(str(pair.objective) for pair in rows))
             found["per_pair"] = {"file": str(per_pair), "n": len(rows), "kept": kept, "counts": counts}
         if as_json:
-            print(json.dumps(found, ensure_ascii=False))
+            print_json(found)
         else:
             _tell(found, folder)
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from anchorline.cli.options import Json
-from anchorline.cli.show import exit_code
+from anchorline.cli.show import exit_code, print_json
 
 cache = typer.Typer(
     help="The request cache of a run: every reply that was paid for.", no_args_is_help=True, rich_markup_mode="rich"
@@ -36,7 +35,7 @@ def show_stats(where: Where, as_json: Json = False) -> None:
 
         found = stats(_file(where))
         if as_json:
-            print(json.dumps(_plain(found), ensure_ascii=False))
+            print_json(_plain(found))
             return
         failed = ", ".join(f"{count} {kind}" for kind, count in found.failed.items()) or "none"
         print(f"{found.rows} requests: {found.answered} answered ({found.cut} of them cut), failed: {failed}")
@@ -82,7 +81,10 @@ def show_explanation(
         if not isinstance(asked, str) and not model:
             raise RecipeError("a request in a file names no model; give the one that is asked with --model")
         found = explain(_file(where), asked, model=model, extra_body=extra_body)
-        print(json.dumps(_plain(found), ensure_ascii=False) if as_json else found.text)
+        if as_json:
+            print_json(_plain(found))
+        else:
+            print(found.text)
 
     raise typer.Exit(exit_code(call))
 
@@ -111,7 +113,10 @@ def throw_away(
 
         age = None if older_than is None else timedelta(days=older_than)
         count = prune(_file(where), older_than=age, model=model, failed=failed)
-        print(json.dumps({"deleted": count}) if as_json else f"{count} requests deleted")
+        if as_json:
+            print_json({"deleted": count})
+        else:
+            print(f"{count} requests deleted")
 
     raise typer.Exit(exit_code(call))
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -20,7 +19,7 @@ from typing import Annotated
 import typer
 
 from anchorline.cli.options import Json, Set
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_json, progress
 
 
 def compare(
@@ -67,7 +66,10 @@ def compare(
         with progress() as shown:
             beside = partial(further, again, folder, processes, max_minutes)
             table = run_grid(loaded, folder, max_minutes=max_minutes, beside=beside, progress=shown)
-        print(json.dumps(table, ensure_ascii=False) if as_json else f"{compare_text(table)}\n{folder / 'compare.html'}")
+        if as_json:
+            print_json(table)
+        else:
+            print(f"{compare_text(table)}\n{folder / 'compare.html'}")
 
     again = [
         "compare",

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from anchorline.cli.options import Json, Set, run_stage, settings
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_json, progress
 
 
 def evaluate(
@@ -142,7 +141,7 @@ def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_js
             write_json(folder / "evaluation.json", table)
             write_evaluation_page(folder / "evaluation.html", table)
     if as_json:
-        print(json.dumps(table, ensure_ascii=False))
+        print_json(table)
     else:
         _show(table, folder)
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from typing import Annotated
 import typer
 
 from anchorline.cli.options import Json
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_json, progress
 
 
 class Format(StrEnum):
@@ -78,7 +77,7 @@ def export(
                 progress=shown,
             )
         if as_json:
-            print(json.dumps({**done._asdict(), "file": str(done.file), "card": str(done.card)}, ensure_ascii=False))
+            print_json({**done._asdict(), "file": str(done.file), "card": str(done.card)})
             return
         print(f"{done.pairs} pairs in {done.file}, card in {done.card}")
         for problem in done.problems:

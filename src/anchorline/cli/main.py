@@ -21,6 +21,7 @@ from anchorline.cli.measure import measure
 from anchorline.cli.pairs import pairs
 from anchorline.cli.run import report, run, sample, train
 from anchorline.cli.score import score
+from anchorline.cli.show import exit_code, ready_streams
 
 app = typer.Typer(
     name="anchorline",
@@ -64,4 +65,5 @@ app.add_typer(cache, name="cache")
 
 def entry() -> None:
     """The console script."""
-    app()
+    ready_streams()
+    raise SystemExit(exit_code(app))

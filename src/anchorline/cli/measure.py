@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anchorline.cli.options import Json, Model, Set, is_recipe, refuse_overrides, run_stage, settings
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_json, progress
 
 if TYPE_CHECKING:
     from anchorline.measure import Measured
@@ -167,7 +166,7 @@ def _tell(
     elif out:
         write_json(out, figures)
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print_json(figures)
     elif compared:
         _show_sets(table)
     else:

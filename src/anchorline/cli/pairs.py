@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anchorline.cli.options import Json, Set, is_recipe, recipe_and_folder, refuse_overrides, run_stage, settings
-from anchorline.cli.show import exit_code, print_unanswered, progress
+from anchorline.cli.show import exit_code, print_json, print_unanswered, progress
 
 if TYPE_CHECKING:
     from anchorline.pairs.settings import Maker
@@ -223,7 +222,7 @@ def _dry_run(
         calls = Calls(retry_failed=retry_failed, batch=batch)
         found = try_out(recipe, folder, maker=maker, rows=rows, calls=calls, progress=shown)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     kept = found["kept"]
     print(f"pilot: {found['pilot']} of {found['rows']} rows by {found['maker']}; {kept['share']:.0%} became pairs")
@@ -262,6 +261,6 @@ def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: 
     write_jsonl(beside, [failure_to_row(failure) for failure in failures])
     counts = {"pairs": len(made.pairs), "failures": len(failures)}
     if as_json:
-        print(json.dumps(counts))
+        print_json(counts)
     else:
         print(f"{len(made.pairs)} pairs in {out}; {len(failures)} rows left out, see {beside}")

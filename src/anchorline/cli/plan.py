@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from anchorline.cli.options import recipe_and_folder
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_json, progress
 
 if TYPE_CHECKING:
     from anchorline.recipe import Recipe
@@ -36,7 +35,10 @@ def show_plan(source: str, overrides: Sequence[str], out: Path | None, *, as_jso
             found = plan(
                 rows, recipe.model, recipe.train, retain=_retained(recipe, folder), seed=recipe.seed, progress=shown
             )
-        print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(lines(found)))
+        if as_json:
+            print_json(found)
+        else:
+            print("\n".join(lines(found)))
 
     raise typer.Exit(exit_code(call))
 

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anchorline.cli.options import Json, Objective, Set, recipe_of_data, settings
-from anchorline.cli.show import exit_code, progress
+from anchorline.cli.show import exit_code, print_json, progress
 
 if TYPE_CHECKING:
     from anchorline.recipe import Recipe
@@ -102,7 +101,7 @@ def _tell(scored: Scored, problems: list[str], out: Path | None, *, as_json: boo
     elif out:
         write_rows(out, scored.rows)
     if as_json:
-        print(json.dumps({**table, "rows": scored.rows} if out is None else table, ensure_ascii=False))
+        print_json({**table, "rows": scored.rows} if out is None else table)
         return
     print(f"{table['n']} rows{f', written to {out}' if out else ''}")
     for name, label in (

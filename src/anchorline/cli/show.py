@@ -11,8 +11,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere
 from anchorline.progress import SILENT, Advance, Progress
@@ -24,7 +24,10 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
     `again` is the command that continues after Ctrl-C.
     """
     try:
-        call()
+        try:
+            call()
+        finally:
+            sys.stdout.flush()  # while what cannot be written can still be told
     except AnchorlineError as error:
         if not isinstance(error, EndedElsewhere):
             _complain(f"error: {error}")
@@ -33,10 +36,11 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
         _complain(f"stopped; what is finished is kept{f'. Continue with: {again}' if again else ''}")
         return 1
     except BrokenPipeError:
-        sys.stdout = None  # the reader has gone; there is nobody to tell
+        _lost(sys.stdout)  # the reader has gone; there is nobody to tell
         return 1
     except OSError as error:
-        _complain(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        place = "standard output" if _lost(sys.stdout) else error.filename or "the system"
+        _complain(f"error: {place}: {error.strerror or error}")
         return 1
     except Exception as error:
         if os.environ.get("ANCHORLINE_DEBUG"):
@@ -50,7 +54,33 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
 
 
 def _complain(text: str) -> None:
-    print(" ".join(text.splitlines()), file=sys.stderr)
+    with suppress(OSError):
+        print(" ".join(text.splitlines()), file=sys.stderr)
+    _lost(sys.stderr)
+
+
+def _lost(stream: TextIO) -> bool:
+    """Whether the stream takes nothing more: what it still holds is thrown away, or Python would fail over it at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):  # a stream without a file of its own, in a test
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
+
+
+def ready_streams() -> None:
+    """Make stdout and stderr take whatever is printed: closed ones go nowhere, foreign letters are spelled out."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  (open as long as we are)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def print_json(value: Any) -> None:
+    """One JSON value a line, with letters as they are where stdout can hold them."""
+    print(json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "utf-8").lower().startswith("utf")))
 
 
 @contextmanager
@@ -105,7 +135,7 @@ class _Shown:
 def print_set(summary: Mapping[str, Any], maker: str, folder: str, *, as_json: bool) -> None:
     """One maker's set in a few lines, or the run's summary as JSON."""
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary)
         return
     stage = f"pairs:{maker}"
     made = summary["makers"][stage]
@@ -171,7 +201,7 @@ def _usd(amount: float | None) -> str:
 def print_summary(summary: Mapping[str, Any], folder: str, *, as_json: bool) -> None:
     """The run in a few lines, or its summary as JSON."""
     if as_json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print_json(summary)
         return
     style, drift, preference = summary["style"], summary["drift"], summary["preference"]
     what = "answers" if summary["answers"] and not summary["pairs"] else "pairs"
