@@ -44,7 +44,7 @@ def test_visible_text_can_be_stored_and_reads_in_order(text: str) -> None:
 
 def test_whole_words_are_marked() -> None:
     diff = word_diff("Your parcel left today.", "Your parcels left today.")
-    assert diff == ("Your <del>parcel</del> left today.", "Your <ins>parcels</ins> left today.")
+    assert diff[:2] == ("Your <del>parcel</del> left today.", "Your <ins>parcels</ins> left today.")
 
 
 def test_a_space_between_two_changes_joins_them() -> None:

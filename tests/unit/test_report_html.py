@@ -150,6 +150,32 @@ def test_a_long_answer_can_be_folded(folder: Path) -> None:
     assert "all 2,000 characters" in section and section.count("<details") == 1
 
 
+def test_the_length_of_a_folded_text_is_the_readers_not_the_markups(folder: Path) -> None:
+    pair = {"id": "1", "prompt": "Q", "chosen": "<&> " * 300, "rejected": "a&b " * 220}
+    section = build_report(ReportData(name="x", pairs=[pair]))
+    assert "all 1,200 characters" in section and section.count("<details") == 1
+
+
+def test_labelled_answers_are_shown_with_their_labels() -> None:
+    answer = {"prompt": [{"role": "user", "content": "Where is it?"}]}
+    rows = [
+        {**answer, "id": f"u{n}", "completion": [{"role": "assistant", "content": f"Answer {n}."}], "label": n % 2 == 0}
+        for n in range(5)
+    ]
+    measure = {"pairs": 0, "metrics": {}, "rules": {}}
+    page = Page(build_report(ReportData(name="x", summary={"pairs": 5}, pairs=rows, measure=measure)))
+    section = page.sections["pairs"]
+    for words in (
+        "The labelled answers",
+        "5 labelled answers: 3 wanted, 2 unwanted",
+        "Wanted Answer 0.",
+        "Unwanted Answer 1.",
+    ):
+        assert words in section, words
+    assert "(empty)" not in section and "has not run" not in section and "Answer 3" not in section
+    assert "Labelled answers 5" in page.sections["headline"]
+
+
 def test_the_page_needs_nothing_else(page: Page) -> None:
     assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(page.tags)
     assert not {"src", "srcset", "onload", "onerror", "onclick", "style"} & {name for name, _ in page.attributes}

@@ -32,6 +32,8 @@ class Diff(NamedTuple):
 
     before: Markup
     after: Markup
+    lengths: tuple[int, int]
+    """Characters of the two texts themselves."""
 
 
 def visible(text: str) -> str:
@@ -55,7 +57,7 @@ def word_diff(before: str, after: str) -> Diff:
         glue = step.tag == "equal" and 0 < index < len(steps) - 1 and not any(map(_WORD.match, removed))
         old.add(removed, changed=step.tag != "equal" or glue)
         new.add(added, changed=step.tag != "equal" or glue)
-    return Diff(old.html(), new.html())
+    return Diff(old.html(), new.html(), (len(before), len(after)))
 
 
 class _Marked:

@@ -44,6 +44,8 @@ def write_report(run_folder: Path) -> Path:
 
 def build_report(data: ReportData) -> str:
     """The whole page. The same data give the same page, byte for byte."""
+    rows = data.pairs or ()
+    pairs, labelled = ([row for row in rows if ("completion" in row) is alone] for alone in (False, True))
     return (
         environment()
         .get_template("report.html.j2")
@@ -55,8 +57,9 @@ def build_report(data: ReportData) -> str:
             style=data.style or {},
             rules=list(_rules(data.style or {})),
             samples=[_sample(row) for row in choose_samples(data.samples or ())],
-            pairs=[(row.get("prompt"), _diff(row, "rejected", "chosen")) for row in (data.pairs or ())[:PAIR_SAMPLES]],
-            turned=sum(_is_turned(row) for row in data.pairs or ()),
+            pairs=[(row.get("prompt"), _diff(row, "rejected", "chosen")) for row in pairs[:PAIR_SAMPLES]],
+            labelled=[(row.get("prompt"), _message(row.get("completion")), row.get("label")) for row in labelled],
+            turned=sum(map(_is_turned, pairs)),
             measures=list(_measures(data.measure or {})),
             touched=sorted(
                 mapping((data.measure or {}).get("rules")).items(), key=lambda item: (-_order(item[1]), item[0])
@@ -139,7 +142,6 @@ class _Sample(NamedTuple):
     before_kept: Mapping[str, bool]
     after_kept: Mapping[str, bool]
     broken: list[str]
-    lengths: tuple[int, int]
 
 
 def _sample(row: Mapping[str, Any]) -> _Sample:
@@ -150,7 +152,6 @@ def _sample(row: Mapping[str, Any]) -> _Sample:
         before_kept=mapping(row.get("before_kept")),
         after_kept=mapping(row.get("after_kept")),
         broken=_broken(row),
-        lengths=(len(_message(row.get("before"))), len(_message(row.get("after")))),
     )
 
 
