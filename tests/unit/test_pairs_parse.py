@@ -263,6 +263,47 @@ def test_an_answer_may_end_with_a_note(end: str) -> None:
     assert parse(framed(TEXT), original=f"{ORIGINAL}\n\n(Changes: none)").status == "clean"
 
 
+ENDS = (
+    "[END]",
+    "<end>",
+    "</answer>",
+    "[/ANSWER]",
+    "</revised>",
+    "[end of revision]",
+    "<<<END>>>",
+    f"Write {CLOSE} below.",
+)
+
+
+@pytest.mark.parametrize("like_an_end", ENDS)
+def test_a_line_like_an_end_cuts_no_revision_short(like_an_end: str) -> None:
+    text = f"{TEXT}\n{like_an_end}\nBye."
+    for reply in (
+        framed(text, after="\nDone."),
+        f"Why.\n{OPEN}\n{text}",
+        f"Why.\n**{OPEN}**\n{text}\n**{CLOSE}**",
+        f"Why.\n[REVISED ANSWER]\n{text}\n[END OF REVISED ANSWER]",
+        f"Why.\n**Revised answer:**\n{text}",
+        f"Why.\n{PAPERS}\n{text}",
+    ):
+        found = parse(reply)
+        if found.usable and like_an_end == "<<<END>>>":  # nothing but an end, where there is no other
+            assert (found.text, "trailing" in found.status) == (TEXT, True)
+        else:
+            assert found.text == text if found.usable else found.status in ("ambiguous", "marker_inside")
+    had = parse(f"Why.\n**Revised answer:**\n{text}", original=f"{ORIGINAL}\n{like_an_end}\nSo long.")
+    assert not has_marker(text) or not had.usable
+    assert has_marker(text) or had.text == text  # the answer's own line
+
+
+def test_what_stands_between_two_ends_is_not_lost() -> None:
+    assert parse(framed(f"{TEXT}\n{CLOSE}\nBye.")).status == "ambiguous"
+    assert parse(framed(f"{TEXT}\n{CLOSE}\n")).text == TEXT
+    text = f"{TEXT}\nTeacher reasoning matters."
+    assert parse(framed(text)).text == parse(f"Why.\n{PAPERS}\n{text}").text == text
+    assert parse(framed(f"{TEXT}\n{{teacher_reasoning}}\nBye.", after="\nDone.")).status == "marker_inside"
+
+
 @pytest.mark.parametrize(
     "text",
     ["N/A", "n/a.", "No changes needed.", "No edits are necessary.", "The answer is already good.",
@@ -308,6 +349,66 @@ def test_the_first_line_keeps_its_indentation() -> None:
 def test_a_heading_that_the_answer_had_stays() -> None:
     text = "## Revision\nIt left on Monday."
     assert parse(framed(text), original="## Revision\nIt left.").text == text
+
+
+HEADINGS = ("## Revision", "**Revised:**", "Revised version:", "**[Revision]**", "Revision")
+FRAMES = {
+    "as asked": (f"Why.\n{OPEN}\n", f"\n{CLOSE}"),
+    "chatter below": (f"Why.\n{OPEN}\n", f"\n{CLOSE}\nDone."),
+    "no end": (f"Why.\n{OPEN}\n", ""),
+    "bold": (f"Why.\n**{OPEN}**\n", f"\n**{CLOSE}**"),
+    "heading": ("Why.\n**Revised answer:**\n", ""),
+    "paper": (f"Why.\n{PAPERS}\n", ""),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_a_heading_of_the_text_opens_no_other_revision(heading: str, before: str, after: str) -> None:
+    within, first, again = f"{TEXT}\n\n{heading}\nBye.", f"{heading}\n{TEXT}", f"{TEXT}\n\n{heading}\n{OTHER}"
+    for text in (within, first, again):
+        found = parse(before + text + after)
+        assert found.text == text if found.usable else found.status in STATUSES
+        in_json = parse(json.dumps({"reasoning": "Why.", "revision": text}))
+        assert in_json.text == text if in_json.usable else in_json.status in STATUSES
+    assert parse(before + first + after).status in ("ambiguous", "dressed", "marker_inside")
+    if "Revised answer" in before:  # without a frame nobody can tell a second draft from a heading
+        assert parse(before + again).status == parse(before + within).status == "ambiguous"
+    had = parse(before + within + after, original=f"It left.\n\n{heading}\nSo long.", asked="Revise it for me.")
+    assert had.text == within if heading != "**[Revision]**" else not had.usable
+
+
+@pytest.mark.parametrize("text", [f"---\n{TEXT}\n\n---", f"{TEXT}\n---", f"Run:\n```\nls\n```\n{TEXT}\n```\nls\n```"])
+@pytest.mark.parametrize("name", ["as asked", "chatter below", "bold"])
+def test_rules_and_fences_at_the_ends_of_a_framed_text_stay(text: str, name: str) -> None:
+    before, after = FRAMES[name]
+    assert parse(before + text + after).text == text
+    assert parse(f"```\n{before}{text}{after}").text == text  # a fence that is never closed
+
+
+@pytest.mark.parametrize(("before", "after"), FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize(
+    "text",
+    ['{"revision": "7", "left": true}', f'Send:\n```json\n{{\n "revision": "{TEXT}"\n}}\n```\nBye.',
+     'Send {"revision": 7} to it.', '```json\n{"corrected_answer": "x"}\n```'],
+)  # fmt: skip
+def test_json_below_an_opening_is_the_answers(text: str, before: str, after: str) -> None:
+    found = parse(before + text + after)
+    assert found.text == text
+    assert found.status == "dressed" if text[0] in "{`" else found.usable
+    had = text.replace("7", "6").replace(TEXT, "It left.").replace("x", "y")
+    assert parse(before + text + after, original=had).usable
+    quoted = parse(f'It says {{"revision": "5"}}.\n{before}{text}{after}', original=had)
+    assert quoted.text == text and quoted.usable
+
+
+def test_json_counts_where_it_is_the_reply() -> None:
+    text = f"{TEXT}\n\n**Revised:** on Sunday."
+    assert parse(f'{{"reasoning": "Why.\nRevised answer:\n", "revision": "{text}"}}').text == text
+    assert parse('{"revision": "a"}\n{"revision": "b"}').status == "bad_json"
+    assert parse('{"revision": "a", "revised_text": "b"}').status == "bad_json"
+    assert parse('[{"revision": "a b"}, {"revision": "a b"}]').text == "a b"
+    assert parse('{"revision": "7"}', original='{"revision": "6"}').status == "no_marker"
 
 
 def test_json_that_is_the_answer_stays() -> None:

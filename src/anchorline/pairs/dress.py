@@ -25,7 +25,7 @@ _DRESSES: dict[str, re.Pattern[str]] = {
         re.IGNORECASE | re.DOTALL,
     ),
     "JSON": re.compile(
-        r"\A\{\s{0,40}[\"'][^\"'\n]{0,40}?(?:revis|answer|response|reply|output|corrected)[^\"'\n]{0,40}[\"']\s{0,9}:",
+        r"\A(?:```\w{0,20}\s{1,40})?\{\s{0,40}[\"'][^\"'\n]{0,40}?(?:revis|answer|response|reply|output|corrected)[^\"'\n]{0,40}[\"']\s{0,9}:",
         re.IGNORECASE,
     ),
     "YAML": re.compile(

@@ -1,7 +1,7 @@
 """A revision that came as JSON although none was asked for: `{"reasoning": …, "revision": …}`, fenced or not.
 
 >>> revision_in_json('Sure: {"reasoning": "Too long.", "Revised Answer": "It left."}')
-InJson(revision='It left.', reasoning='Too long.')
+InJson(revision='It left.', start=6, end=62, reasoning='Too long.')
 >>> revision_in_json("It left.") is None
 True
 """
@@ -27,44 +27,49 @@ _TRIES = 4
 
 
 class InJson(NamedTuple):
-    """What the object holds; `revision` is None where it looks like one that cannot be read."""
+    """What the object holds; `revision` is None where it looks like one that cannot be read, or where several differ."""
 
     revision: str | None
+    start: int
+    end: int
+    """Where the object stands in the reply."""
     reasoning: str = ""
 
 
 def revision_in_json(text: str) -> InJson | None:
-    """The revision in the first JSON object that has one. None where the reply has no such object."""
+    """The revision in the one JSON object that has one. None where the reply has no such object."""
     # line breaks within strings are not JSON, and models write them all the time
     decoder = json.JSONDecoder(strict=False)
-    named = False
+    unread: int | None = None
+    held: list[InJson] = []
     for count, start in enumerate(_OBJECT.finditer(text)):
         if count == _TRIES:
             break
-        try:
-            found, _ = decoder.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
-            named = named or (count == 0 and _names_a_revision(text[start.start() :]))
+        if held and start.start() < held[-1].end:
             continue
-        if isinstance(found, dict) and any(
-            _key(key) in _REVISION_KEYS and not isinstance(found[key], str) for key in found
-        ):
-            return InJson(None)
-        revision, reasoning = _value(found, _REVISION_KEYS), _value(found, _REASONING_KEYS)
-        if revision is not None:
-            return InJson(revision, (reasoning or "").strip())
-    if _PYTHONS.match(text):
-        return InJson(None) if _names_a_revision(text) else None
-    return InJson(None) if named and _LOOKS_LIKE.match(text) else None
+        try:
+            found, end = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            if count == 0 and _names_a_revision(text[start.start() :]):
+                unread = start.start()
+            continue
+        revisions, reasoning = _values(found, _REVISION_KEYS), _values(found, _REASONING_KEYS)
+        if revisions:
+            held.append(InJson(_only(revisions), start.start(), end, (_only(reasoning[:1]) or "").strip()))
+    if held:
+        return held[0]._replace(revision=_only([each.revision for each in held]), end=held[-1].end)
+    if _PYTHONS.match(text) and _names_a_revision(text):
+        return InJson(None, 0, len(text))
+    return InJson(None, unread, len(text)) if unread is not None and _LOOKS_LIKE.match(text) else None
 
 
-def _value(found: Any, keys: tuple[str, ...]) -> str | None:
-    if not isinstance(found, dict):
-        return None
-    for key, value in found.items():
-        if _key(key) in keys and isinstance(value, str):
-            return value
-    return None
+def _values(found: dict[str, Any], keys: tuple[str, ...]) -> list[Any]:
+    return [value for key, value in found.items() if _key(key) in keys]
+
+
+def _only(values: list[Any]) -> str | None:
+    """The one string that all values are."""
+    return values[0] if values and isinstance(values[0], str) and all(value == values[0] for value in values) else None
 
 
 def _names_a_revision(text: str) -> bool:

@@ -59,7 +59,8 @@ _LINE_END = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _LINE_REASONING = re.compile(
-    rf"^{_DRESS}{{0,24}}{_OPENS}{{0,4}}(?P<name>teacher[ _-]?reasoning){_SHUTS}{{0,4}}[*_`]{{0,3}}[:：]?{_DRESS}{{0,24}}",
+    rf"^{_DRESS}{{0,24}}{_OPENS}{{0,4}}(?:(?P<name>teacher_reasoning)|teacher[ -]?reasoning(?=[^\w\n]{{0,12}}(?:[:：]|$)))"
+    rf"{_SHUTS}{{0,4}}[*_`]{{0,3}}[:：]?{_DRESS}{{0,24}}",
     re.IGNORECASE | re.MULTILINE,
 )
 _LITERAL = re.compile(
@@ -143,6 +144,8 @@ def _opening(match: re.Match[str]) -> Marker | None:
     alone = match["eol"] is not None
     if colon and match["gap"].strip(" \t\r-") in ("|", ">"):
         return None  # "revision: |": YAML, whose text is indented
+    if not alone and colon and '"' in match["opens"]:
+        return None  # '"revision": "It left."': a key of JSON
     if not alone and not (framed or bold or colon):
         return None  # "Revised answers are …": a sentence
     if not alone and not own_name and not framed and not (bold and colon):

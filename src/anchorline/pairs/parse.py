@@ -8,7 +8,7 @@ Parsed(status='clean', text='It left on Monday.', reasoning='It lacks the date.'
 A revision can be used if its status is `clean` or `tolerated:WHAT`. The others are never used as they are:
 
     truncated        the token limit cut the reply        no_marker         no revision can be told from the reasoning
-    filtered         the endpoint withheld the text       ambiguous         several, and which one is meant is not clear
+    filtered         the endpoint withheld the text       ambiguous         which of several, or how far, is not clear
     refused          it declines                          marker_inside     a marker stands within the revision
     empty            nothing, or words for nothing        bad_json          JSON that cannot be read
     identical        the answer as it was                 self_referring    it alludes to being a revision
@@ -27,7 +27,7 @@ from typing import NamedTuple
 from anchorline.judge.thinking import has_tag, without_thinking
 from anchorline.measure import jaccard, words
 from anchorline.pairs.dress import dress
-from anchorline.pairs.json_reply import revision_in_json
+from anchorline.pairs.json_reply import InJson, revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
 from anchorline.pairs.phrases import is_excuse, is_refusal, no_answer, self_reference
 from anchorline.pairs.remarks import added_label, closing_remark
@@ -39,7 +39,7 @@ _FENCE = re.compile(r"^[ \t]{0,3}(?P<mark>`{3,12}|~{3,12})[ \t]*(?P<code>[\w+-]*
 _PROSE_FENCES = ("", "text", "txt", "plaintext", "markdown", "md")
 _FENCE_AT_END = re.compile(r"\n[ \t]*```[ \t\r]*\Z")
 _RULE_AT_START = re.compile(r"\A[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\n")
-_RULE_AT_END = re.compile(r"\n[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\Z")
+_RULE_AT_END = re.compile(r"\n[ \t\r]*\n[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\Z")
 _MARGIN = re.compile(r"(?:> ?|[ \t]{1,12})+")
 _BLANK_LINES = re.compile(r"(?:[ \t\r]*\n)+")
 _FRAME = re.compile(
@@ -48,6 +48,7 @@ _FRAME = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 """A line that frames, whatever it says: a misspelt or translated end; and a closing tag that ends a text."""
+_NAME = re.compile(r"revised[ _-]?answer|corrected[ _-]?student[ _-]?solution|<<<end>>>", re.IGNORECASE)
 _MOST_OPENINGS = 10
 """A reply with more goes round in circles."""
 _HEADING = 200
@@ -108,7 +109,7 @@ def _fault(text: str, original: str, asked: str) -> str:
         return "identical"
     if no_answer(text, original, asked):
         return "empty"
-    if dress(text, original):
+    if dress(text, original) or _heading(text, original):
         return "dressed"
     if is_refusal(text, original) or is_excuse(text, original, asked):
         return "refused"
@@ -143,26 +144,36 @@ def _tolerant(reply: str, original: str) -> _Found:
     odd = ["thinking"] if thought else []
     if "\r" in spoken and "\n" not in spoken:
         spoken, odd = spoken.replace("\r", "\n"), [*odd, "crlf"]
-    asked_for = any(marker.rank == "exact" for marker in find_markers(spoken))
-    in_json = None if asked_for else revision_in_json(spoken)  # between our lines, JSON is the answer
+    in_json = _json_reply(spoken, original)
     if in_json is not None:
         if in_json.revision is None:
             return _Found(status="bad_json", reasoning=thought.strip())
-        inner = _framed(in_json.revision, original)
-        text = in_json.revision if inner.status else inner.text
+        text = in_json.revision
+        if any(marker.rank == "exact" for marker in find_markers(text)):
+            inner = _framed(text, original)
+            text = text if inner.status else inner.text
         return _Found(_trimmed(text), in_json.reasoning or thought.strip(), (*odd, "json"))
     found = _framed(spoken, original)
     reasoning = "\n".join(part for part in (thought.strip(), found.reasoning) if part)
     return found._replace(reasoning=reasoning, oddities=(*odd, *found.oddities))
 
 
+def _json_reply(text: str, original: str) -> InJson | None:
+    """The JSON object that is the reply. Below an opening, or where the original has one such, JSON is the answer's."""
+    found = revision_in_json(text)
+    if found is None or revision_in_json(original) is not None:
+        return None
+    openings = _openings(text, _markers(text, original))
+    return found if all(found.start <= opening.start < found.end for opening in openings) else None
+
+
 def _framed(text: str, original: str) -> _Found:
     """The revision between the best markers that there are."""
-    markers = find_markers(text)
+    markers = _markers(text, original)
     openings = _openings(text, markers)
     if not openings:
         return _Found(status="no_marker", reasoning=text.strip())
-    if len(openings) > _MOST_OPENINGS:
+    if len(openings) > _MOST_OPENINGS or not all(_said_again(text, openings[0], each) for each in openings[1:]):
         return _Found(status="ambiguous")
     blocks = [_block(text, opening, openings, markers) for opening in openings]
     filled = [block for block in blocks if any(map(str.isalnum, block.text))]
@@ -172,17 +183,21 @@ def _framed(text: str, original: str) -> _Found:
     block = filled[-1]
     if len(filled) > 1 and not all(block.ended for block in filled) and not _reworded(filled[-2].text, block.text):
         return _Found(status="ambiguous", reasoning=reasoning)
+    if block.torn:
+        return _Found(status="ambiguous", reasoning=reasoning)
     body = block.text
     repeated = len(openings) > 1 or sum(m.kind == "open" and m.rank != "loose" for m in markers) > 1
     odd = [block.marker] * bool(block.marker) + ["repeated_marker"] * repeated + [block.end] * bool(block.end)
     if block.crlf:
         body, odd = body.replace("\r\n", "\n"), [*odd, "crlf"]
-    plainer = _without_rules(body)
-    plainer = _without_rules(_without_heading(plainer, original))
+    loose = block.marker == "loose_marker"  # such a heading often comes with a horizontal rule
+    plainer = _without_heading(_without_rules(body) if loose else body, original)
+    plainer = _without_rules(plainer) if loose else plainer
     if _trimmed(plainer) != _trimmed(body):
         odd.append("heading")
     if len(_FENCE.findall(text[: block.start])) % 2:  # the fence is around the markers too
-        plainer = _FENCE_AT_END.sub("", plainer.rstrip())
+        if not block.ended and len(_FENCE.findall(plainer)) % 2:
+            plainer = _FENCE_AT_END.sub("", plainer.rstrip())
         odd.append("fence")
     unfenced = _unfenced(plainer, original)
     if unfenced != plainer:
@@ -190,13 +205,27 @@ def _framed(text: str, original: str) -> _Found:
     return _Found(_trimmed(unfenced), _reasoning(text[: block.start]), tuple(dict.fromkeys(odd)))
 
 
+def _markers(text: str, original: str) -> list[Marker]:
+    """The markers of a text; a line that the original has as well is its own, unless it is the very one asked for."""
+    own = {line.strip() for line in original.splitlines()}
+    return [m for m in find_markers(text) if m.rank == "exact" or text[m.start : m.end].strip() not in own]
+
+
+def _said_again(text: str, first: Marker, later: Marker) -> bool:
+    """Whether a later opening is the first one once more, and no heading such as "## Revision" of the text below it."""
+    return _named(text, later) or text[first.start : first.end].split() == text[later.start : later.end].split()
+
+
 def _openings(text: str, markers: list[Marker]) -> list[Marker]:
     """The opening markers that count: those of the strictest kind, on lines of their own where there are such."""
     opens = [marker for marker in markers if marker.kind == "open"]
     strict = [marker for marker in opens if marker.rank != "loose"]
     if any(marker.rank == "exact" for marker in opens):
-        return [marker for marker in strict if marker.alone]  # another dress of the same line says the same
-    counting = strict or opens
+        # another dress of the same line says the same; a heading such as "[Revision]" may be the text's own
+        return [marker for marker in strict if marker.alone and _named(text, marker)]
+    named = [marker for marker in opens if _named(text, marker)]
+    counting = [marker for marker in strict if marker in named]
+    counting = counting or ([marker for marker in opens if marker in named or marker in strict] if strict else opens)
     on_lines = [marker for marker in counting if _begins_line(text, marker) or _ends_line(text, marker)]
     if on_lines:
         return on_lines
@@ -216,15 +245,19 @@ class _Block(NamedTuple):
     """What is odd about its opening, if anything is."""
     end: str
     """And about its end."""
+    torn: bool
+    """Whether words follow that may belong to it: a line like "[END]" may be the text's own."""
 
 
 def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Marker]) -> _Block:
     """What stands after an opening, up to an end, the reasoning, or the next opening."""
     odd = {"exact": "", "close": "marker", "loose": "loose_marker"}[opening.rank]
     after = [marker for marker in markers if marker.start >= opening.end]
-    limit = next((m.start for m in after if m.kind == "reasoning" or m in openings), len(text))
-    ends = [marker for marker in after if marker.kind == "end" and marker.start < limit]
-    end = next((marker for marker in ends if marker.rank == "exact"), ends[0] if ends else None)
+    limit = next((m.start for m in after if m in openings), len(text))
+    ends = _strictest(text, [marker for marker in after if marker.kind == "end" and marker.start < limit])
+    if not ends and opening.rank != "exact":
+        limit = next((m.start for m in after if m.kind == "reasoning" and m.start < limit), limit)
+    end = ends[0] if ends else None
     crlf = text[max(0, opening.end - 1) : opening.end + 1].startswith("\r") or text[opening.end :].startswith("\r\n")
     body = text[opening.end : limit if end is None else end.start]
     # on a marker's own line, the blank after it is not the text's
@@ -232,11 +265,25 @@ def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Mar
     if end is not None:
         trailing = text[end.end : limit].strip().removeprefix("```").strip()
         plain_end = "" if end.rank == "exact" else "marker"
-        return _Block(opening.start, body, True, crlf, odd, "trailing" if trailing else plain_end)
+        line_end = end.end if _begins_line(text, end) else (text + "\n").index("\n", end.end)
+        doubtful = text[end.end : max(ends[-1].start, line_end) if _named(text, end) else limit]
+        torn = any(map(str.isalnum, doubtful))
+        return _Block(opening.start, body, True, crlf, odd, "trailing" if trailing else plain_end, torn)
     last = body.rstrip().rpartition("\n")[2].strip()
     if len(last) >= _PART_OF_END and CLOSE.startswith(last):
         body = body.rstrip().removesuffix(last)
-    return _Block(opening.start, body, False, crlf, odd, "no_end")
+    return _Block(opening.start, body, False, crlf, odd, "no_end", torn=False)
+
+
+def _strictest(text: str, ends: list[Marker]) -> list[Marker]:
+    """The ends of the strictest kind that there is; looser ones between them and an opening are lines of the text."""
+    kinds = {marker: (marker.rank != "exact", not _named(text, marker)) for marker in ends}
+    return [marker for marker in ends if kinds[marker] == min(kinds.values())]
+
+
+def _named(text: str, marker: Marker) -> bool:
+    """Whether a marker has the name that was asked for, ours or the paper's, which no other line has by chance."""
+    return _NAME.search(text, marker.start, marker.end) is not None
 
 
 def _without_margin(body: str, line: str) -> str:
@@ -284,13 +331,18 @@ def _without_rules(text: str) -> str:
 
 
 def _without_heading(text: str, original: str) -> str:
-    """Without a first line that says once more that this is the revision."""
-    start = _trimmed(text)
-    first = start.partition("\n")[0]
-    if len(first) > _HEADING:
-        return text
-    opens = [marker for marker in find_markers(first) if marker.kind == "open" and marker.start == 0 and marker.alone]
-    return text if not opens or first.strip() in original else start[len(first) :]
+    """Without a first line that says the marker's own name once more."""
+    heading = _heading(text, original)
+    return text if heading is None or not _NAME.search(heading) else _trimmed(text)[len(heading) :]
+
+
+def _heading(text: str, original: str) -> str | None:
+    """A first line, none of the original's, that may say what an opening marker says, and may be the text's own."""
+    first = _trimmed(text).partition("\n")[0]
+    if len(first) > _HEADING or first.strip() in original:
+        return None
+    opens = (marker for marker in find_markers(first) if marker.kind == "open" and marker.start == 0 and marker.alone)
+    return first if any(opens) else None
 
 
 def _trimmed(text: str) -> str:

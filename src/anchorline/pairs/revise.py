@@ -38,7 +38,8 @@ _WHY = {
     "empty": "there is no answer between the two lines; give all of it, not only what has changed",
     "identical": "your text is the answer as it was; make the change that the aim calls for",
     "no_marker": f"the lines {OPEN} and {CLOSE} are missing, so that your text cannot be told from your reasoning",
-    "ambiguous": "it holds several texts; give one, and each of the two lines once",
+    "ambiguous": "where your text starts or ends cannot be told: it holds several, or a line such as [END] within; give one, "
+    f"and the lines {OPEN} and {CLOSE} once each, exactly so",
     "marker_inside": "one of the two framing lines stands within your text",
     "bad_json": "it is JSON that cannot be read; give plain text between the two lines",
     "dressed": "your text stands in quotation marks, backticks, tags, JSON, edit marks, behind a label or above an "
