@@ -29,7 +29,7 @@ from anchorline.errors import (
 )
 from anchorline.llm.batch import run_batch
 from anchorline.llm.budget import Budget
-from anchorline.llm.build import build
+from anchorline.llm.build import around, build
 from anchorline.llm.cache import RequestCache
 from anchorline.llm.fake_faults import FaultPlan
 from anchorline.llm.fake_server import Answer, FakeServer
@@ -278,7 +278,56 @@ def test_a_filtered_reply_is_marked() -> None:
 )
 def test_every_server_has_its_own_words_for_the_end_of_a_reply(reason: str | None, finish: str) -> None:
     choice = {"message": {"content": "an answer"}, "finish_reason": reason}
-    assert reply_of({"choices": [choice]}).finish == finish
+    assert reply_of({"choices": [choice]}, most=9).finish == finish
+
+
+@pytest.mark.parametrize("reason", [{}, {"finish_reason": None}, {"finish_reason": ""}, {"finish_reason": "stop"}])
+@pytest.mark.parametrize("said", [8, 9, 10])
+def test_a_reply_of_all_tokens_that_does_not_say_how_it_ended_was_cut(reason: Any, said: int) -> None:
+    completion = {"choices": [{"message": {"content": "a"}} | reason], "usage": {"completion_tokens": said}}
+    cut = said >= 9 and not reason.get("finish_reason")
+    assert reply_of(completion, most=9).finish == ("length" if cut else "stop")
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "finish"),
+    [
+        ({"content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]}, "one two", "stop"),
+        ({"content": [{"type": "thinking", "thinking": [1]}, {"type": "text", "text": "two"}]}, "two", "stop"),
+        ({"content": [{"text": "untyped"}], "refusal": None}, "untyped", "stop"),
+        ({"content": None, "refusal": "I cannot."}, "I cannot.", "refusal"),
+        ({"content": "", "refusal": "I cannot."}, "I cannot.", "refusal"),
+        ({"content": [{"type": "refusal", "refusal": "I cannot."}]}, "I cannot.", "refusal"),
+        ({"content": "an answer", "refusal": ""}, "an answer", "stop"),
+    ],
+)
+def test_parts_of_a_message_are_joined_and_a_refusal_is_one(message: Any, text: str, finish: str) -> None:
+    reply = reply_of({"choices": [{"message": message, "finish_reason": "stop"}]}, most=9)
+    assert (reply.text, reply.finish) == (text, finish)
+
+
+@pytest.mark.parametrize(
+    "content", [[], [{"type": "image_url", "image_url": {}}], [{"type": "text", "text": 1}], {}, 3]
+)
+def test_parts_without_text_are_a_bad_reply(content: Any) -> None:
+    with pytest.raises(BadReply, match="no text"):
+        reply_of({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}, most=9)
+
+
+@pytest.mark.parametrize("count", [10**30, 2**63, -1, "12", 1.5, float("nan"), True, [1], None])
+def test_a_count_of_tokens_that_cannot_be_is_none(count: Any, tmp_path: Path) -> None:
+    """It would not fit the cache's file, or spend the whole budget."""
+    usage = {"prompt_tokens": count, "completion_tokens": count}
+    said = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}], "usage": usage, "model": "\ud800"}
+
+    async def use(endpoint: OpenAIEndpoint) -> None:
+        with RequestCache(tmp_path / "c") as cache:
+            budget = Budget(BudgetSettings(max_tokens=1000))
+            whole = around(endpoint, settings_for(server), cache=cache, run="r", budget=budget)
+            assert await whole.complete(ask()) == Reply("fine", "stop", None, None, "?")
+            assert 0 < cache.spent("r").tokens == budget.tokens < 50
+
+    against(server := Saying(200, said), use)
 
 
 @pytest.mark.parametrize("reason", ["error", "tool_calls", "abort", 3, ["stop"]])

@@ -160,6 +160,7 @@ def test_samples_are_told_apart_and_the_given_answer_is_not_asked_for_again() ->
         (["one", truncated("tw")], "truncated"),
         (["one", " "], "empty"),
         (["one", Reply("", "filter")], "filtered"),
+        (["one", Reply("Nein.", "refusal")], "refused"),
         (["one", throttled()], "throttled"),
     ],
 )
@@ -199,6 +200,7 @@ def test_a_stronger_models_answer_is_preferred() -> None:
     [
         (truncated("It le"), "truncated"),
         (Reply("", "filter"), "filtered"),
+        (Reply("Nein.", "refusal"), "refused"),
         ("  ", "empty"),
         ("<think>It left.</think>", "empty"),
         ("Dunno! ", "identical"),

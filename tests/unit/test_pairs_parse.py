@@ -139,6 +139,7 @@ def test_ugly_replies_that_are_understood(reply: str, status: str) -> None:
         pytest.param(f"Why.\n{OPEN}\nYour order le", "length", "truncated", id="cut"),
         pytest.param("Why, I would say", "length", "truncated", id="cut in the reasoning"),
         pytest.param("", "filter", "filtered", id="withheld"),
+        pytest.param("Nein.", "refusal", "refused", id="declined, as the endpoint says"),
         pytest.param(framed(TEXT), "filter", "filtered", id="withheld, with text"),
         pytest.param("", "stop", "no_marker", id="nothing"),
         pytest.param(TEXT, "stop", "no_marker", id="the bare text"),

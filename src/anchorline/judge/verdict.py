@@ -68,7 +68,8 @@ def decision(text: str, finish: str, line: re.Pattern[str], *, expected: str) ->
     """
     found = {match[1].upper() for match in line.finditer(without_thinking(text).text)}
     if finish != "stop":
-        raise Unreadable(f"the judge's reply ended by {finish!r}, expected {expected}; raise the judge's max_tokens")
+        mend = "; raise the judge's max_tokens" if finish == "length" else ""
+        raise Unreadable(f"the judge's reply ended by {finish!r}, expected {expected}{mend}")
     if len(found) != 1:
         got = "no decision" if not found else f"{len(found)} decisions ({', '.join(sorted(found))})"
         raise Unreadable(f"the judge's reply has {got}, expected {expected}; it ends with {text[-80:]!r}")

@@ -311,7 +311,7 @@ class _Order:
         request = Request(
             read_messages(messages), max_tokens, how["temperature"], how["top_p"], how["index"], row=row, stage=stage
         )
-        outcome = self._outcome(result)
+        outcome = self._outcome(result, most=max_tokens)
         if isinstance(outcome, RequestRefused):
             self.of_setting = self.of_setting or sampling_error(str(outcome), request, self._settings)
         record, payment = make_record(
@@ -336,14 +336,14 @@ class _Order:
         if self._budget is not None and payment is not None:
             self._budget.pay(Amount(payment.prompt_tokens + payment.completion_tokens, payment.usd or 0.0))
 
-    def _outcome(self, result: dict[str, Any]) -> Reply | EndpointError:
+    def _outcome(self, result: dict[str, Any], *, most: int) -> Reply | EndpointError:
         url = self._settings.urls[0]
         response = result.get("response")
         response = response if isinstance(response, dict) else {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200:
             try:
-                return reply_of(body)
+                return reply_of(body, most=most)
             except BadReply as error:
                 return error
         said = result.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}

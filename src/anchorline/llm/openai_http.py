@@ -60,6 +60,8 @@ FINISH: dict[str, Finish] = {name: finish for finish, names in ENDS.items() for 
 OF_ALL = frozenset({402, 404, 405, 410})
 """Statuses of refusals that are about the account, the model or the URL: the next request would be refused, too."""
 SHOWN = 300
+MOST_TOKENS = 10**8
+"""More than the window of any model."""
 
 
 class _Server:
@@ -199,7 +201,7 @@ class OpenAIEndpoint:
         except UnicodeEncodeError:
             raise RequestRefused("the messages hold half a surrogate pair, which is no text that can be sent") from None
         try:
-            return reply_of(json.loads(response.content))
+            return reply_of(json.loads(response.content), most=request.max_tokens)
         except ValueError as error:  # a BadReply is one
             used = error.used if isinstance(error, BadReply) else None
             raise BadReply(
@@ -268,8 +270,8 @@ def key_for(settings: EndpointSettings, url: str, environ: Mapping[str, str]) ->
     return key
 
 
-def reply_of(completion: Any) -> Reply:
-    """The reply in a chat completion.
+def reply_of(completion: Any, *, most: int) -> Reply:
+    """The reply in a chat completion. Where it does not say how it ended, all of the `most` tokens allowed is a cut.
 
     Raises:
         BadReply: it has no choice or no text, or ended in another way than by a stop, the token limit or a filter; with what
@@ -282,10 +284,16 @@ def reply_of(completion: Any) -> Reply:
     used = None if said is None else (prompt or 0, said)
     try:
         choice = completion["choices"][0]
-        text, reason = choice["message"].get("content"), choice.get("finish_reason")
+        message, reason = choice["message"], choice.get("finish_reason")
+        text, refusal = _parts(message.get("content"), "text"), _parts(message.get("refusal"), "refusal")
+        refusal = refusal or _parts(message.get("content"), "refusal")
     except (TypeError, LookupError, AttributeError):
         raise BadReply("it has no choices", used=used) from None
-    finish = FINISH.get(str("" if reason is None else reason).lower())
+    finish = FINISH.get(str(reason or "").lower())
+    if not reason and said is not None and said >= most:
+        finish = "length"
+    if refusal and not text:
+        text, finish = refusal, "refusal"
     if text is None and finish in {"length", "filter"}:
         text = ""  # withheld, or cut while the model was still thinking
     if not isinstance(text, str):
@@ -293,7 +301,16 @@ def reply_of(completion: Any) -> Reply:
     if finish is None:  # an error on the server's side, a tool that it wants to call: half an answer, for all one knows
         raise BadReply(f"finish_reason is {str(reason)[:40]!r}: no stop, nor a cut by a limit or a filter", used=used)
     model = completion.get("model")
-    return Reply(readable_text(text), finish, prompt, said, model if isinstance(model, str) else "")
+    return Reply(readable_text(text), finish, prompt, said, readable_text(model) if isinstance(model, str) else "")
+
+
+def _parts(content: Any, kind: str) -> str | None:
+    """A message's text (or refusal), which may come whole or as a list of parts; None where there is none."""
+    if isinstance(content, list):
+        found = [part.get(kind) for part in content if isinstance(part, dict) and part.get("type", kind) == kind]
+        texts = [text for text in found if isinstance(text, str)]
+        return "".join(texts) if texts else None
+    return content if isinstance(content, str) else None
 
 
 def error_of_status(
@@ -373,4 +390,5 @@ def _timed_out(error: BaseException) -> bool:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """Tokens that an endpoint counted; None for what no call can have used."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None

@@ -20,7 +20,7 @@ from anchorline.types import Message, Messages
 
 __all__ = ["Endpoint", "Finish", "Message", "Messages", "Reply", "Request", "SampleSettings"]
 
-Finish = Literal["stop", "length", "filter"]
+Finish = Literal["stop", "length", "filter", "refusal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `finish` is "length" where the token limit cut it and "filter" where the endpoint withheld it."""
+    """What came back. `finish` is "length" where the token limit cut it, "filter" where the endpoint withheld it, and
+    "refusal" where the model declined and the endpoint says so: then the text is how it declined.
+    """
 
     text: str
     finish: Finish

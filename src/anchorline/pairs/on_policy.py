@@ -37,7 +37,7 @@ async def sample(
     """`k` answers of the policy. `given` is its first one where it has been asked already: it is not asked for again.
 
     An answer that the token limit cut, or that is blank, is no candidate. Failure kinds: the endpoint's error,
-    `truncated`, `filtered` or `empty` where fewer than two candidates are left.
+    `truncated`, `filtered`, `refused` or `empty` where fewer than two candidates are left.
     """
     sampling = sampling or Sampling()
     start = 0 if given is None else 1
@@ -57,7 +57,8 @@ def candidates(prompt: Prompt, replies: Sequence[tuple[str, Reply]]) -> Candidat
     if len(whole) >= 2:
         return Candidates(prompt.id, prompt.messages, tuple(whole))
     finishes = [reply.finish for _, reply in replies]
-    kind = "truncated" if "length" in finishes else "filtered" if "filter" in finishes else "empty"
+    kinds = {"length": "truncated", "filter": "filtered", "refusal": "refused"}
+    kind = next((kind for finish, kind in kinds.items() if finish in finishes), "empty")
     reason = f"{len(whole)} of {len(replies)} answers are whole and not empty, two are needed"
     return Failure(
         prompt.id, STAGE, kind, reason, {"answers": [reply.text for _, reply in replies], "finish": finishes}

@@ -86,7 +86,7 @@ def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: M
     found = _clean(reply, original) or _tolerant(reply, original)
     if has_marker(found.text):
         found = found._replace(text="", status="marker_inside")
-    status = {"filter": "filtered", "length": "truncated"}.get(finish) or found.status
+    status = {"filter": "filtered", "length": "truncated", "refusal": "refused"}.get(finish) or found.status
     if status == "no_marker" and is_refusal(without_thinking(reply).text, original):
         status = "refused"
     asked = "\n".join(turn.content for turn in prompt)

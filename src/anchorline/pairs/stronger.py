@@ -61,6 +61,6 @@ def _wrong(answer: Answer, reply: Reply, text: str) -> tuple[str, str] | None:
         return "empty", "the answer is empty"
     if text.split() == answer.text.split():
         return "identical", "the answer is the policy's own"
-    if is_refusal(text, answer.text):
+    if reply.finish == "refusal" or is_refusal(text, answer.text):
         return "refused", "the answer declines, the policy's does not"
     return None

@@ -76,6 +76,8 @@ async def _ask(prompt: Prompt, policy: Endpoint, how: Sampling, stage: str, salt
     reply = await policy.complete(request)
     if reply.finish == "filter":
         return Failure(prompt.id, STAGE, "filtered", "the endpoint withheld the answer")
+    if reply.finish == "refusal":
+        return Failure(prompt.id, STAGE, "refused", "the model declines to answer", {"reply": reply.text})
     text = without_thinking(reply.text).text.strip()
     if not text and reply.finish == "length":
         return Failure(prompt.id, STAGE, "truncated", "the answer was cut before its first word; raise the token limit")
