@@ -380,6 +380,38 @@ def test_tokens_per_minute_are_guessed_and_put_right() -> None:
     assert 280 < virtual_run(main()) < 325
 
 
+@pytest.mark.parametrize(
+    "limits", [{"requests_per_minute": 60}, {"tokens_per_minute": 6000}], ids=lambda x: next(iter(x))
+)
+def test_who_waits_for_the_minute_waits_for_retry_after_too_and_comes_at_the_rate(limits: Any) -> None:
+    async def main() -> list[float]:
+        times: list[float] = []
+
+        def play(_: Request) -> Reply | Exception:
+            times.append(now())
+            return throttled(30) if len(times) == 5 else Reply("fine", "stop", 10, 90)
+
+        pool, _ = pool_of(play, **limits)
+        results = await gather(pool, 40, max_tokens=180)
+        assert not errors(results)
+        return times
+
+    times = virtual_run(main())
+    told = times[4]
+    assert times[5] == pytest.approx(told + 30, abs=0.01)  # at once when it may
+    assert all(b - a > 0.9 for a, b in pairwise(times[6:]))  # a second's worth may be saved up
+    assert times[-1] < told + 30 + 38
+
+
+def test_nobody_who_waits_for_the_minute_asks_when_the_run_has_ended() -> None:
+    async def main() -> None:
+        pool, fake = pool_of(lambda _: KeyRefused("no"), requests_per_minute=60)
+        await gather(pool, 20)
+        assert len(fake.asked) == 1
+
+    virtual_run(main())
+
+
 def test_a_bucket_waits_once_and_in_order() -> None:
     async def main() -> None:
         bucket = Bucket(60)

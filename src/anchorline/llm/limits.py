@@ -70,6 +70,14 @@ class Slots:
             self.in_flight += 1
         return loop.time()
 
+    async def resumed(self) -> None:
+        """Wait, with a slot, until no pause is on; `close` makes it raise."""
+        loop = asyncio.get_running_loop()
+        while self._closed is None and loop.time() < self._resume_at:
+            await asyncio.sleep(self._resume_at - loop.time())
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)
+
     def release(self) -> None:
         """Give a slot back."""
         self.in_flight -= 1

@@ -62,6 +62,7 @@ class Pool:
         self._requests = Bucket(settings.requests_per_minute) if settings.requests_per_minute else None
         self._tokens = Bucket(settings.tokens_per_minute) if settings.tokens_per_minute else None
         self._lengths: dict[str, float] = {}
+        self._turn = asyncio.Lock()
 
     @property
     def model(self) -> str:
@@ -95,7 +96,7 @@ class Pool:
     async def _once(self, request: Request) -> Reply:
         await self.slots.acquire()
         try:
-            guess = await self._within_limits(request)
+            guess = await self._within_limits(request) if self._requests or self._tokens else 0.0
             attempts = ATTEMPTS.get()
             if attempts is not None:
                 attempts.count += 1
@@ -129,14 +130,19 @@ class Pool:
             raise opened from error
 
     async def _within_limits(self, request: Request) -> float:
-        """Wait until the minute has room. Gives the tokens that were taken for the call."""
-        wait = self._requests.take(1) if self._requests else 0.0
-        guess = 0.0
-        if self._tokens:
-            guess = guess_prompt_tokens(request) + self._lengths.get(request.stage, request.max_tokens / 2)
-            wait = max(wait, self._tokens.take(guess))
-        if wait:
-            await asyncio.sleep(wait)
+        """Wait until the minute has room. Gives the tokens that were taken for the call.
+
+        One after the other: where the endpoint asks for a pause meanwhile, those behind come after it at the same rate.
+        """
+        async with self._turn:
+            wait = self._requests.take(1) if self._requests else 0.0
+            guess = 0.0
+            if self._tokens:
+                guess = guess_prompt_tokens(request) + self._lengths.get(request.stage, request.max_tokens / 2)
+                wait = max(wait, self._tokens.take(guess))
+            if wait:
+                await asyncio.sleep(wait)
+            await self.slots.resumed()
         return guess
 
     def _correct(self, request: Request, reply: Reply, guess: float) -> None:
