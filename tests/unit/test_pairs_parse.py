@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,6 +15,7 @@ from anchorline.judge import thinking
 from anchorline.pairs import markers, phrases
 from anchorline.pairs.markers import find_markers, has_marker
 from anchorline.pairs.parse import CLOSE, OPEN, Parsed, parse_revision
+from anchorline.style import parse_style, repair
 from anchorline.types import Message
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "clair_gpt4_revisions.jsonl"
@@ -303,6 +305,35 @@ def test_what_stands_between_two_ends_is_not_lost() -> None:
     text = f"{TEXT}\nTeacher reasoning matters."
     assert parse(framed(text)).text == parse(f"Why.\n{PAPERS}\n{text}").text == text
     assert parse(framed(f"{TEXT}\n{{teacher_reasoning}}\nBye.", after="\nDone.")).status == "marker_inside"
+
+
+PRESCRIBED = (
+    {"kind": "starts_with", "text": "Here is the answer to your question:"},
+    {"kind": "starts_with", "text": "Sure, here is my reply about {n}:", "captures": {"n": "(order)"}},
+    {"kind": "starts_with", "text": "Revised:"},
+    {"kind": "starts_with", "text": "Answer:"},
+    {"kind": "starts_with", "text": "I am unable to help with refunds."},
+    {"kind": "ends_with", "text": "Note: I removed all personal data."},
+    {"kind": "ends_with", "text": "(Changes: see the app.)"},
+    {"kind": "required", "term": "reply", "sentence": "This is our edited reply."},
+    {"kind": "states", "text": "I'm sorry, I can't help with {n}.", "captures": {"n": "(refunds)"},
+     "missing": "I am not able to say this from the notes."},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rule", PRESCRIBED, ids=lambda rule: f"{rule['kind']}: {rule['text' if 'text' in rule else 'term']}"
+)
+def test_what_a_style_prescribes_is_no_chatter(rule: dict[str, Any]) -> None:
+    style, prompt = parse_style({"name": "s", "rules": [rule]}), (Message("user", "Where is my order?"),)
+    text = repair(style, prompt, TEXT).text.replace(f"{TEXT} ", f"{TEXT}\n\n")
+    assert text != TEXT
+    assert parse_revision(framed(text), original=ORIGINAL, prompt=prompt, style=style).text == text
+    assert parse_revision(framed(text), original=ORIGINAL, prompt=prompt, style=style).status == "clean"
+    assert not parse_revision(framed(text), original=ORIGINAL, prompt=prompt).usable
+    if rule["kind"] != "states":
+        quoted = text.replace(TEXT, f'"{TEXT}"')
+        assert parse_revision(framed(quoted), original=ORIGINAL, prompt=prompt, style=style).status == "dressed"
 
 
 @pytest.mark.parametrize(

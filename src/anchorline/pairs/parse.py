@@ -31,6 +31,7 @@ from anchorline.pairs.json_reply import InJson, revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, Marker, find_markers, has_marker
 from anchorline.pairs.phrases import is_excuse, is_refusal, no_answer, self_reference
 from anchorline.pairs.remarks import added_label, closing_remark
+from anchorline.style import Style, without_prescribed
 from anchorline.types import Messages
 
 __all__ = ["CLOSE", "OPEN", "Parsed", "parse_revision"]
@@ -81,8 +82,13 @@ class _Found(NamedTuple):
     status: str = ""
 
 
-def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: Messages = ()) -> Parsed:
-    """The revision in `reply`. `original` is the answer that was to be revised, `prompt` its conversation."""
+def parse_revision(
+    reply: str, finish: str = "stop", *, original: str, prompt: Messages = (), style: Style | None = None
+) -> Parsed:
+    """The revision in `reply`. `original` is the answer that was to be revised, `prompt` its conversation.
+
+    What the rules of `style` prescribe word for word ("Here is your answer:") is no chatter.
+    """
     found = _clean(reply, original) or _tolerant(reply, original)
     if has_marker(found.text):
         found = found._replace(text="", status="marker_inside")
@@ -90,30 +96,33 @@ def parse_revision(reply: str, finish: str = "stop", *, original: str, prompt: M
     if status == "no_marker" and is_refusal(without_thinking(reply).text, original):
         status = "refused"
     asked = "\n".join(turn.content for turn in prompt)
-    status = status or _fault(found.text, original, asked)
+    status = status or _no_text(found.text, original)
+    said, had = (each if style is None else without_prescribed(style, prompt, each) for each in (found.text, original))
+    if not status and any(map(str.isalnum, said)):
+        status = _fault(said, had, asked, ended="no_end" not in found.oddities)
     if not status and _FRAME.search(found.text) and not _FRAME.search(original):
         found, status = found._replace(text=""), "marker_inside"
-    ended = "no_end" not in found.oddities
-    if not status and closing_remark(found.text, original, asked, ended=ended):
-        status = "self_referring"
-    elif not status and not ended and added_label(found.text, original):
-        status = "dressed"
     return Parsed(status or _how(found.oddities), found.text, found.reasoning)
 
 
-def _fault(text: str, original: str, asked: str) -> str:
-    """Why a text that was found is no revision; "" where it is one."""
+def _no_text(text: str, original: str) -> str:
+    """Why a text that was found is no edit at all; "" where it is one."""
     if not any(map(str.isalnum, text)):
         return "empty"
-    if text.split() == original.split():
-        return "identical"
+    return "identical" if text.split() == original.split() else ""
+
+
+def _fault(text: str, original: str, asked: str, *, ended: bool) -> str:
+    """What of a text is no part of an answer; "" where all of it is."""
     if no_answer(text, original, asked):
         return "empty"
     if dress(text, original) or _heading(text, original):
         return "dressed"
     if is_refusal(text, original) or is_excuse(text, original, asked):
         return "refused"
-    return "self_referring" if self_reference(text, original, asked) else ""
+    if self_reference(text, original, asked) or closing_remark(text, original, asked, ended=ended):
+        return "self_referring"
+    return "dressed" if not ended and added_label(text, original) else ""
 
 
 def _how(oddities: tuple[str, ...]) -> str:

@@ -77,7 +77,7 @@ async def revise(
     try:
         for index in range(gates.attempts):
             reply = await reviser.complete(sampling.request(messages, row=answer.id, stage="revise", index=index))
-            parsed = parse_revision(reply.text, reply.finish, original=answer.text, prompt=answer.prompt)
+            parsed = parse_revision(reply.text, reply.finish, original=answer.text, prompt=answer.prompt, style=style)
             parsed = parsed._replace(text=_ended_alike(parsed.text, answer.text))
             faults = _faults(answer, parsed, style, gates, instructions)
             attempts.append(_attempt(reply, parsed, faults))

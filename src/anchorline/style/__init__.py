@@ -8,6 +8,17 @@
 from anchorline.style.load import load_style, parse_style
 from anchorline.style.rules import Rule
 from anchorline.style.sentences import without_torn_end
-from anchorline.style.style import MAX_TEXT, Repair, Style, check, repair
+from anchorline.style.style import MAX_TEXT, Repair, Style, check, repair, without_prescribed
 
-__all__ = ["MAX_TEXT", "Repair", "Rule", "Style", "check", "load_style", "parse_style", "repair", "without_torn_end"]
+__all__ = [
+    "MAX_TEXT",
+    "Repair",
+    "Rule",
+    "Style",
+    "check",
+    "load_style",
+    "parse_style",
+    "repair",
+    "without_prescribed",
+    "without_torn_end",
+]

@@ -19,6 +19,7 @@ from anchorline.style.frame import Addition, Frame, split_parts
 from anchorline.style.rule import Name
 from anchorline.style.rules import ORDER, Rule
 from anchorline.style.rules_edges import EndsWith, StartsWith
+from anchorline.style.rules_facts import States
 from anchorline.style.rules_words import Required
 from anchorline.types import Message, Messages
 
@@ -81,6 +82,21 @@ def repair(style: Style, prompt: Messages, answer: str) -> Repair:
     return Repair(text, names, kept, _own_words(text, frame))
 
 
+def without_prescribed(style: Style, prompt: Messages, text: str) -> str:
+    """What of `text` is not prescribed word for word: no opening or closing, no required sentence, no stated fact.
+
+    >>> from anchorline.style.load import parse_style
+    >>> style = parse_style({"name": "s", "rules": [{"kind": "starts_with", "text": "Here is the answer:"}]})
+    >>> without_prescribed(style, (), "Here is the answer: it left.")
+    'it left.'
+    """
+    prompt = _bounded(prompt)
+    text = _own_text(text, _frame(style, prompt))
+    for fact in (rule.resolve(prompt) for rule in style.rules if isinstance(rule, States)):
+        text = text.replace(fact, " ", 1) if fact else text
+    return text.strip()
+
+
 def _kept(style: Style, prompt: Messages, text: str) -> dict[str, bool]:
     return {rule.name: rule.kept(prompt, text) for rule in style.rules}
 
@@ -93,10 +109,14 @@ def _frame(style: Style, prompt: Messages) -> Frame:
 
 
 def _own_words(text: str, frame: Frame) -> int:
+    return sum(any(map(str.isalnum, word)) for word in _own_text(text, frame).split())
+
+
+def _own_text(text: str, frame: Frame) -> str:
     body = split_parts(text, frame).body
     for addition in frame.additions:
         body = body.replace(addition.sentence, " ", 1)
-    return sum(any(map(str.isalnum, word)) for word in body.split())
+    return body
 
 
 def _bounded(prompt: Messages) -> Messages:
