@@ -175,11 +175,39 @@ def test_pairs_serve_objectives_of_labelled_answers(model: Path, tmp_path: Path)
     assert step["chosen_reward"] == pytest.approx(0, abs=1e-3)
 
 
-def test_a_set_without_a_model_has_its_page(tmp_path: Path) -> None:
-    (tmp_path / "style.yaml").write_text(json.dumps(STYLE))
+def given_answers(place: Path) -> Recipe:
+    """Three answers and a style, without a model."""
+    (place / "style.yaml").write_text(json.dumps(STYLE))
     asked = [{"role": "user", "content": "the hat"}]
-    write_rows(tmp_path / "a.jsonl", [{"id": f"a{i}", "prompt": asked, "text": f"hat {i} left"} for i in range(3)])
-    recipe = recipe_of_data("pairs.answers", str(tmp_path / "a.jsonl"), [f"style={tmp_path / 'style.yaml'}"])
+    write_rows(place / "a.jsonl", [{"id": f"a{i}", "prompt": asked, "text": f"hat {i} left"} for i in range(3)])
+    return recipe_of_data("pairs.answers", str(place / "a.jsonl"), [f"style={place / 'style.yaml'}"])
+
+
+def test_the_page_is_written_anew_when_what_it_shows_of_the_manifest_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, page = given_answers(tmp_path), tmp_path / "out" / "report.html"
+    run(recipe, tmp_path / "out", upto="page")
+    assert "set clair" not in page.read_text(encoding="utf-8")
+    run(recipe, tmp_path / "out", maker="clair")
+    run(recipe, tmp_path / "out", upto="page")
+    assert "set clair" in page.read_text(encoding="utf-8")
+    monkeypatch.setattr("anchorline.__version__", "9.8.7")
+    run(recipe, tmp_path / "out", upto="page")
+    assert "9.8.7" in page.read_text(encoding="utf-8")
+    written = page.stat().st_mtime_ns
+    run(recipe, tmp_path / "out", upto="page")
+    assert page.stat().st_mtime_ns == written
+
+
+def test_the_report_does_not_count_itself_among_the_stages(tmp_path: Path) -> None:
+    run(given_answers(tmp_path), tmp_path / "out", upto="page")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">measure</th>' in page and '<th scope="row">report</th>' not in page
+
+
+def test_a_set_without_a_model_has_its_page(tmp_path: Path) -> None:
+    recipe = given_answers(tmp_path)
     run(recipe, tmp_path / "out", maker="clair")
     with pytest.raises(RecipeError, match="`model` is lacking"):
         run(recipe, tmp_path / "out")

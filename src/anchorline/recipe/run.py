@@ -123,6 +123,7 @@ def _lead(recipe: Recipe, folder: Path, *, upto: str, maker: Maker | None, calls
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as temporary:
             temporary.write_text(text, encoding="utf-8")
+        write_manifest(folder, manifest)  # the report's key holds the versions
         for stage in stages:
             bring_up_to_date(stage, context, manifest)
         if maker:

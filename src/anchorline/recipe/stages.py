@@ -53,7 +53,7 @@ from anchorline.recipe.context import RunContext
 from anchorline.recipe.counts import SAMPLING, Counts
 from anchorline.recipe.desk import settings_of
 from anchorline.recipe.making import CANDIDATES, MORE, make_set, needed_endpoints, unverified_rules
-from anchorline.recipe.manifest import content_hash
+from anchorline.recipe.manifest import content_hash, read_manifest
 from anchorline.recipe.sampling import RESAMPLE, ask_policy
 from anchorline.recipe.sources import Given, Retain, Sources, read_answers, read_given, read_retained, read_sources
 from anchorline.style import Style
@@ -427,6 +427,11 @@ def _evaluate_settings(run: RunContext) -> dict[str, Any]:
     return _model_settings(run, "eval") | _style_settings(run) | {"train": run.recipe.train.model_dump(include=used)}
 
 
+def _report_settings(run: RunContext) -> dict[str, Any]:
+    """Of the manifest, what the page and the card show and no input file holds."""
+    return read_manifest(run.folder).model_dump(include={"name", "anchorline", "versions", "makers", "costs"})
+
+
 def _makes(recipe: Recipe) -> bool:
     """Whether pairs are made, and not read from a file."""
     return recipe.pairs.file is None
@@ -628,7 +633,7 @@ STAGES: tuple[Stage, ...] = (
         "one self-contained page",
         ("pairs.jsonl", "failures.jsonl", "measure.json", ADVICE, "train", *_EVALS, "recipe.yaml"),
         ("report.html", "README.md", "summary.json"),
-        lambda run: {"name": run.recipe.name},
+        _report_settings,
         _report,
     ),
 )

@@ -205,6 +205,7 @@ def _stages(data: ReportData) -> list[tuple[str, Mapping[str, Any]]]:
     return [
         (name, {"seconds": seconds.get(name), **mapping(stages.get(name))})
         for name in dict.fromkeys([*stages, *seconds])
+        if name != "report"  # it is still at work while the page is written
     ]
 
 
