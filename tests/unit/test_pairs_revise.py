@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from anchorline.data import failure_to_row, pair_to_row
+from anchorline.data.jsonl import dumps
 from anchorline.errors import BudgetReached, CircuitOpen, KeyRefused, UserError
 from anchorline.judge import GENERAL, Sampling, pairwise_judge, style_judge
 from anchorline.llm.fake import FakeEndpoint, throttled, truncated
@@ -68,6 +69,20 @@ def test_the_pair_and_where_it_comes_from() -> None:
     [request] = fake.asked
     assert (request.max_tokens, request.temperature, request.top_p, request.index) == (500, 0.3, 0.9, 0)
     assert (request.row, request.stage) == ("a1", "revise")
+
+
+def test_half_a_character_in_json_fails_its_row_alone() -> None:
+    """An escape may hold half a surrogate pair, and no file can: written, it ended the run."""
+    half, whole = (
+        '{"revision": "It left on Monday \\ud83d"}',
+        '{"reasoning": "\\ud83d", "revision": "It left \\ud83d\\ude00"}',
+    )
+    failed = failure(half)
+    assert failed.kind == "bad_json"
+    dumps(failure_to_row(failed), "failures.jsonl")
+    pair, _ = made([half, whole])
+    assert isinstance(pair, Pair) and pair.chosen == "It left 😀"
+    dumps(pair_to_row(pair), "pairs.jsonl")
 
 
 def test_a_failed_gate_is_asked_again_with_the_reason() -> None:

@@ -22,6 +22,7 @@ _OBJECT = re.compile(r"\{[ \t\r\n]{0,40}\"")
 _LOOKS_LIKE = re.compile(r"\A\s*(?:```\w*\s*)?\{\s*\"")
 _PYTHONS = re.compile(r"\A\s*(?:```\w*\s*)?\{\s*'")
 """A dictionary as Python prints it; it may look like a marker with text behind, and is not read by guessing."""
+_HALF = re.compile("[\ud800-\udfff]")
 _TRIES = 4
 """Objects looked at in one reply; each costs a pass over the text."""
 
@@ -68,8 +69,10 @@ def _values(found: dict[str, Any], keys: tuple[str, ...]) -> list[Any]:
 
 
 def _only(values: list[Any]) -> str | None:
-    """The one string that all values are."""
-    return values[0] if values and isinstance(values[0], str) and all(value == values[0] for value in values) else None
+    """The one string that all values are; none with half a surrogate pair, which an escape may hold and no file can."""
+    if not values or not isinstance(values[0], str) or any(value != values[0] for value in values):
+        return None
+    return None if _HALF.search(values[0]) else values[0]
 
 
 def _names_a_revision(text: str) -> bool:
