@@ -407,6 +407,25 @@ def test_as_many_checkpoints_are_kept_as_the_settings_say(model, tmp_path):
     assert kept == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
 
 
+@pytest.mark.parametrize(
+    ("named", "change"),
+    [
+        ("learning_rate", lambda rows, chosen: (rows, chosen.model_copy(update={"learning_rate": 1e-4}))),
+        ("lora", lambda rows, chosen: (rows, chosen.model_copy(update={"lora": LoraSettings(rank=2)}))),
+        ("rows", lambda rows, chosen: (rows[::-1], chosen)),
+    ],
+)
+def test_another_call_does_not_continue_the_checkpoints_of_this_one(named, change, with_lora, model, tmp_path):
+    chosen, whole = with_lora
+    with pytest.raises(Killed):
+        train(ROWS, model, chosen, tmp_path, progress=KillAfter(5))
+    rows, other = change(ROWS, chosen)
+    with pytest.raises(TrainingError, match=f"checkpoint-4 is of a training with other {named}; expected the same"):
+        train(rows, model, other, tmp_path)
+    train(ROWS, model, chosen.model_copy(update={"save_steps": 3}), tmp_path)
+    same(tmp_path, whole)
+
+
 def test_a_copy_of_a_checkpoint_by_hand_is_nobodys(with_lora, model, tmp_path):
     chosen, whole = with_lora
     copy = tmp_path / "train/checkpoint-2-backup"

@@ -8,10 +8,11 @@ PosixPath('runs/harbour/train/checkpoint-40')
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
-from anchorline.data.jsonl import read_json
+from anchorline.data.jsonl import read_json, write_json
 from anchorline.errors import DataError, TrainingError
 from anchorline.train.processes import led
 
 ASIDE = ".checkpoint-writing"
+CALL = "call.json"
 DISK_TROUBLE = ("PytorchStreamWriter", "unexpected pos", "I/O error", "os error")
 """What torch and safetensors say when the disk refuses: neither raises an OSError then."""
 
@@ -83,6 +85,26 @@ def checkpoints(folder: Path) -> list[Path]:
     """All of a folder, the oldest first. What else bears such a name, a copy by hand for one, is not ours."""
     found = [at for at in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", at.name)]
     return sorted(found, key=step_of)
+
+
+def continues(folder: Path, call: Mapping[str, Any]) -> None:
+    """Note what a training was called with; where there are checkpoints, they are of such a call.
+
+    Kept as digests: arguments may hold secrets.
+
+    Raises:
+        TrainingError: the checkpoints are of another call, which would be continued with other rows or settings.
+
+    """
+    digests = {name: hashlib.sha256(ascii(value).encode()).hexdigest()[:16] for name, value in call.items()}
+    if (folder / CALL).is_file() and (newest := newest_checkpoint(folder)):
+        begun = read_json(folder / CALL)
+        if other := sorted(name for name in digests if begun.get(name) != digests[name]):
+            raise TrainingError(
+                f"{newest} is of a training with other {', '.join(other)}; expected the same call, to continue it: "
+                "choose another folder, or remove the checkpoint to begin anew"
+            )
+    write_json(folder / CALL, digests)
 
 
 def remove(checkpoint: Path) -> None:

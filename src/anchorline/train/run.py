@@ -4,7 +4,7 @@
             metrics.jsonl   one line an optimizer step
             pairs.parquet   one row a pair and epoch: log-probs, rewards, loss, where they moved, as trained
             diagnostics.json    pairs won, live and stranded; displacement by region; what the gate before step 1 saw
-            checkpoint-N/   the Trainer's own; a killed run continues from the newest
+            checkpoint-N/   the Trainer's own; a killed run continues from the newest, where it is called likewise
     model/  the adapter (or all weights), the tokenizer; on request merged/
 
 >>> trained = train(pairs, "embedded:smollm2-135m-instruct", TrainSettings(), folder)  # doctest: +SKIP
@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -36,7 +36,7 @@ from anchorline.llm.quiet import quiet
 from anchorline.progress import SILENT, Progress
 from anchorline.train.arguments import from_arguments, further_arguments
 from anchorline.train.arithmetic import wrapped
-from anchorline.train.checkpoints import checkpoints, disk_trouble, newest_checkpoint, remove, step_of
+from anchorline.train.checkpoints import CALL, checkpoints, continues, disk_trouble, newest_checkpoint, remove, step_of
 from anchorline.train.config import AUTO, TrainSettings
 from anchorline.train.diagnostics import diagnose
 from anchorline.train.forward import check_forward, plain_attention
@@ -51,6 +51,9 @@ from anchorline.train.retain import Retained, tokenise_retained
 from anchorline.train.tokenise import Template, Tokenised, needs_mismatched, tokenise, with_mismatched
 from anchorline.train.trainer import AnchoredTrainer, TrainingData, share_of
 from anchorline.types import Failure, Pair, Unpaired
+
+ELSEWHERE = {"reference_cache", "save_steps", "save_total_limit", "profile_steps", "merge"}
+"""Settings with which a training may be continued that was begun without them: they change none of its steps."""
 
 
 class Trained(NamedTuple):
@@ -95,7 +98,8 @@ def train(
         RecipeError: `settings.arguments` holds what cannot be handed to the Trainer.
         ModelError: the model cannot be trained (or not packed).
         DataError: no row is left to train on.
-        TrainingError: training does not start where it should (`gate`), the loss is not finite, or the disk is full.
+        TrainingError: training does not start where it should (`gate`), the folder holds checkpoints of another call, the
+            loss is not finite, or the disk is full.
 
     """
     with joined():
@@ -152,16 +156,16 @@ def _train(
     bf16 = loaded.device.dtype == "bfloat16"
     arguments = _arguments(settings, further, len(examples), logs, seed=seed, bf16=bf16)
     total = steps_of(settings, further, len(examples))
+    weights = fingerprint(loaded.path)
     logs.mkdir(parents=True, exist_ok=True)
-    led(lambda: write_json(logs / "arithmetic.json", _facts(loaded)))
-    pad = loaded.tokenizer.pad_token_id
-    assert isinstance(pad, int)
-
+    given = {"model": weights, "rows": rows, "retain": retain, "seed": seed}
+    led(lambda: _begin(logs, loaded, given | settings.model_dump(exclude=ELSEWHERE)))
+    pad = cast("int", loaded.tokenizer.pad_token_id)
     with quiet(), autocast(loaded), unchanging(loaded.model.parameters()):
         if settings.forward == "packed":
             check_forward(loaded.model, min(examples, key=lambda e: e.longest), pad=pad)
         cache = reference_folder(settings.reference_cache)
-        key = reference_key(fingerprint(loaded.path), arithmetic=_arithmetic(loaded), forward=settings.forward)
+        key = reference_key(weights, arithmetic=_arithmetic(loaded), forward=settings.forward)
         reference = reference_logps(
             loaded.model,
             [*examples, *heldout_examples, *kept.examples],
@@ -213,6 +217,11 @@ def _train(
     return Trained(folder / "model", len(examples), total, [*data.failures, *kept.failures])
 
 
+def _begin(logs: Path, loaded: Loaded, call: Mapping[str, Any]) -> None:
+    continues(logs, call)
+    write_json(logs / "arithmetic.json", _facts(loaded))
+
+
 def _format(logs: Path) -> str:
     """The format for `dtype: auto`; a training that continues keeps the one that it began with."""
     begun = logs / "arithmetic.json"
@@ -235,6 +244,7 @@ def _tidy(logs: Path, start: Start) -> None:
     write_rows(logs / "pairs.parquet", records)
     for old in checkpoints(logs):
         remove(old)
+    (logs / CALL).unlink()
     (logs / "pairs.jsonl").unlink()  # last: whoever continues from a checkpoint needs its lines
 
 
