@@ -799,6 +799,39 @@ def test_a_batch_leaves_what_was_answered_meanwhile(
     asyncio.run(main())
 
 
+def test_two_runs_whose_batches_hold_the_same_request_each_take_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are paid for, also where the other run's order came between a batch and its collection."""
+    import anchorline.llm.batch as module
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        async with FakeServer() as server:
+            chosen = settings_for(server)
+            with RequestCache(tmp_path / "c") as cache:
+                async with OpenAIEndpoint(chosen, environ={}) as endpoint:
+
+                    async def run(name: str) -> Any:
+                        return await run_batch(endpoint, [ask(0)], cache, run=name, settings=chosen, poll=0.01)
+
+                    with monkeypatch.context() as patch:
+                        patch.setattr(module._Order, "_collect", killed)
+                        for name in ("first", "second"):
+                            with pytest.raises(KeyboardInterrupt):
+                                await run(name)
+                    for name in ("first", "second"):
+                        found = await run(name)
+                        assert (found.answered, found.unanswered, len(found.batches)) == (1, 0, 1)
+                        assert cache.spent(name).tokens > 0
+                assert cache.read("SELECT count(*) FROM waiting") == [(0,)]
+            assert len(server._batches._batches) == 2
+
+    asyncio.run(main())
+
+
 def test_an_unreadable_reply_of_a_batch_is_paid_once_though_the_process_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

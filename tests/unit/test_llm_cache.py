@@ -367,6 +367,23 @@ def test_a_newer_file_and_another_programs_file_are_refused(file: Path) -> None:
     assert foreign.read_bytes() == before  # not even its journal mode
 
 
+def test_a_file_of_the_format_before_keeps_what_it_holds(file: Path) -> None:
+    ask(file, FakeEndpoint("fine"), HELLO)
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(
+            "DROP TABLE waiting; CREATE TABLE waiting (key TEXT PRIMARY KEY, file TEXT NOT NULL, messages TEXT NOT NULL,"
+            " settings TEXT NOT NULL, max_tokens INTEGER NOT NULL, stage TEXT NOT NULL, row TEXT NOT NULL) WITHOUT ROWID;"
+            "INSERT INTO waiting VALUES ('k', 'f', '[]', '{}', 8, 's', 'r'); PRAGMA user_version = 1"
+        )
+    for _ in range(2):
+        with RequestCache(file) as cache:
+            assert cache.read("SELECT * FROM waiting") == [("k", "f", "[]", "{}", 8, "s", "r")]
+            assert cache.read("SELECT count(*) FROM requests") == [(1,)]
+            cache._writer.execute("INSERT OR REPLACE INTO waiting VALUES ('k', 'g', '[]', '{}', 8, 's', 'r')")
+            assert cache.read("SELECT file FROM waiting ORDER BY file") == [("f",), ("g",)]
+            cache._writer.execute("DELETE FROM waiting WHERE file = 'g'")
+
+
 def test_a_disk_that_gets_full_ends_the_run_before_more_is_paid(file: Path) -> None:
     fake = FakeEndpoint(lambda _: Slow(0.001, "fine"))
     with RequestCache(file) as cache:

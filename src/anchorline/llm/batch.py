@@ -306,7 +306,7 @@ class _Order:
             return
         if early and not isinstance(result.get("response"), dict):
             return
-        _, _, messages, settings, max_tokens, stage, row = waiting.pop(key)
+        _, file, messages, settings, max_tokens, stage, row = waiting.pop(key)
         how = json.loads(settings)
         request = Request(
             read_messages(messages), max_tokens, how["temperature"], how["top_p"], how["index"], row=row, stage=stage
@@ -326,7 +326,7 @@ class _Order:
 
         def take(db: Any) -> None:  # in one transaction, so that a process that is killed takes and pays nothing twice
             write(db, [] if keep else [record], [payment] if payment else [])
-            db.execute("DELETE FROM waiting WHERE key = ?", (key,))
+            db.execute("DELETE FROM waiting WHERE key = ? AND file = ?", (key, file))
 
         await self._cache.on_disk(take)
         if isinstance(outcome, EndpointError):

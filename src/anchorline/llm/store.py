@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from anchorline.errors import CacheError, DataError
 
-VERSION = 1
+VERSION = 2
 MARK = 0x616E6C63
 """Tells our files from other SQLite files ("anlc")."""
 BUSY_MS = 60_000
@@ -38,11 +38,21 @@ CREATE INDEX payments_by_run ON payments (run);
 CREATE TABLE batches (
     file TEXT PRIMARY KEY, id TEXT, run TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL
 );
+"""
+WAITING = """
 CREATE TABLE waiting (
-    key TEXT PRIMARY KEY, file TEXT NOT NULL, messages TEXT NOT NULL, settings TEXT NOT NULL,
-    max_tokens INTEGER NOT NULL, stage TEXT NOT NULL, row TEXT NOT NULL
+    key TEXT NOT NULL, file TEXT NOT NULL, messages TEXT NOT NULL, settings TEXT NOT NULL,
+    max_tokens INTEGER NOT NULL, stage TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (key, file)
 ) WITHOUT ROWID;
 """
+"""What was ordered by each batch file: two runs may have ordered the same request."""
+FROM_1 = (
+    "ALTER TABLE waiting RENAME TO waiting_1;"
+    + WAITING
+    + "INSERT INTO waiting SELECT * FROM waiting_1; DROP TABLE waiting_1"
+)
+STEPS = {0: TABLES + WAITING, 1: FROM_1}
+"""By a file's format, what brings it to this one. In format 1 a request waited for one batch file only."""
 
 _WRITABLE = "make the file and its folder writable for you"
 WAYS_OUT = {
@@ -151,7 +161,7 @@ def write(db: sqlite3.Connection, records: list[Record], payments: list[Payment]
 
 
 def _prepare(db: sqlite3.Connection, path: str | Path) -> None:
-    """Make the tables where there are none. A file that is not ours is left as it is."""
+    """Make the tables, or bring them to this format. A file that is not ours is left as it is."""
     # the tables first: whoever makes the file at this moment writes them and the mark at once
     tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     version, mark = _number(db, "user_version"), _number(db, "application_id")
@@ -166,10 +176,11 @@ def _prepare(db: sqlite3.Connection, path: str | Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     # a commit survives the process at once, and the machine's loss of power after the next checkpoint
     db.execute("PRAGMA synchronous = NORMAL")
-    if mark != MARK:
+    if version < VERSION:
         with transaction(db):
-            if _number(db, "user_version") == 0:  # another process may have made it at the same moment
-                for statement in TABLES.split(";"):
+            steps = STEPS.get(_number(db, "user_version"))  # another process may have made them at the same moment
+            if steps is not None:
+                for statement in steps.split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {MARK}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
