@@ -180,6 +180,7 @@ def test_the_summary_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (KeyboardInterrupt(), 1, "stopped; what is finished is kept. Continue with: anchorline run 'a b.yaml'\n"),
         (OSError(28, "No space left on device", "f"), 1, "error: f: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "f"), 2, "error: f: Permission denied; name another place, or "),
         (ZeroDivisionError("x"), 1, "internal error: ZeroDivisionError: x ("),
     ],
 )
@@ -276,6 +277,13 @@ def test_letters_that_stdout_cannot_hold_are_spelled_out(encoding: str) -> None:
     done = subprocess.run([*call, "--json"], capture_output=True, env=env, check=False)
     [problem] = one_object(done.stdout.decode("ascii"))["left_out"]
     assert problem.startswith("é…/pairs.jsonl:4: ")
+
+
+@pytest.mark.parametrize("command", [["run"], ["pairs"], ["measure"], ["train", "--plan"], ["cache", "stats"]])
+def test_a_name_too_long_is_one_line(command: list[str]) -> None:
+    done = subprocess.run([*ANCHORLINE, *command, "x" * 300], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: xxx") and done.stderr.count("\n") == 1
+    assert "File name too long" in done.stderr
 
 
 def test_a_set_says_why_an_endpoint_gave_no_answer_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,8 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere
+from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere, UserError
 from anchorline.progress import SILENT, Advance, Progress
+
+_PLACES = {errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS}
+"""What the system says of a path that the user can change."""
 
 
 def exit_code(call: Callable[[], None], *, again: str = "") -> int:
@@ -40,8 +44,10 @@ def exit_code(call: Callable[[], None], *, again: str = "") -> int:
         return 1
     except OSError as error:
         place = "standard output" if _lost(sys.stdout) else error.filename or "the system"
-        _complain(f"error: {place}: {error.strerror or error}")
-        return 1
+        users = error.errno in _PLACES
+        way_out = "; name another place, or make this one usable" if users else ""
+        _complain(f"error: {place}: {error.strerror or error}{way_out}")
+        return UserError.exit_code if users else 1
     except Exception as error:
         if os.environ.get("ANCHORLINE_DEBUG"):
             traceback.print_exc()

@@ -68,7 +68,9 @@ def check_writable(path: str | Path) -> None:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # A name too long for the system, or with a NUL in it.
+    except OSError as error:  # A name too long for the system, or below a folder that is shut.
+        raise DataError(f"cannot be read: {error.strerror or error}", file=path) from None
+    except ValueError:  # A NUL in the name.
         return False
 
 
