@@ -46,12 +46,8 @@ CREATE TABLE waiting (
 ) WITHOUT ROWID;
 """
 """What was ordered by each batch file: two runs may have ordered the same request."""
-FROM_1 = (
-    "ALTER TABLE waiting RENAME TO waiting_1;"
-    + WAITING
-    + "INSERT INTO waiting SELECT * FROM waiting_1; DROP TABLE waiting_1"
-)
-STEPS = {0: TABLES + WAITING, 1: FROM_1}
+RENAME, COPY = "ALTER TABLE waiting RENAME TO old", "INSERT INTO waiting SELECT * FROM old; DROP TABLE old"
+STEPS = {0: (TABLES, WAITING), 1: (RENAME, WAITING, COPY)}
 """By a file's format, what brings it to this one. In format 1 a request waited for one batch file only."""
 
 _WRITABLE = "make the file and its folder writable for you"
@@ -180,7 +176,7 @@ def _prepare(db: sqlite3.Connection, path: str | Path) -> None:
         with transaction(db):
             steps = STEPS.get(_number(db, "user_version"))  # another process may have made them at the same moment
             if steps is not None:
-                for statement in steps.split(";"):
+                for statement in ";".join(steps).split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {MARK}")
                 db.execute(f"PRAGMA user_version = {VERSION}")
