@@ -18,7 +18,7 @@ from report_folder import RULES, build_run_folder
 
 from anchorline.errors import DataError, RunFolderError
 from anchorline.recipe.config import parse_recipe
-from anchorline.report import ReportData, build_card, read_run_folder, write_card
+from anchorline.report import ReportData, build_card, read_run_folder, write_card, write_report
 from anchorline.report.card import markdown
 from anchorline.report.diff import visible
 from tiny_chat import save_tiny_chat
@@ -327,6 +327,19 @@ def test_an_evaluation_that_measured_nothing_has_run(folder: Path) -> None:
         (folder / "evals" / name).unlink()
     body = write_card(folder).read_text(encoding="utf-8")
     assert "The evaluation has not run" not in body and "The evaluation had nothing to measure" in body
+
+
+def test_pairs_that_came_from_a_file_are_of_no_answers(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"]["given"] = manifest["stages"].pop("pairs")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    card, page = (write(folder).read_text(encoding="utf-8") for write in (write_card, write_report))
+    assert "290 pairs; left out" in card and "from 300 answers" not in page
+
+
+def test_several_completions_a_row_are_no_answers_of_the_policy(folder: Path) -> None:
+    (folder / "answers.jsonl").write_text("")  # what a file of candidates leaves
+    assert "290 pairs; left out" in write_card(folder).read_text(encoding="utf-8")
 
 
 def test_nothing_dropped(folder: Path) -> None:

@@ -27,6 +27,7 @@ class ReportData:
     manifest: Mapping[str, Any] | None = None
     recipe: str | None = None
     sampled: int | None = None
+    """Answers of the policy that the pairs were made of; None where there were none, or other pairs were given."""
     pairs: Sequence[Mapping[str, Any]] | None = None
     failures: Sequence[Mapping[str, Any]] | None = None
     measure: Mapping[str, Any] | None = None
@@ -51,13 +52,14 @@ def read_run_folder(run_folder: Path) -> ReportData:
     manifest, recipe = _json(run_folder / "manifest.json"), _text(run_folder / "recipe.yaml")
     if manifest is None and recipe is None:
         raise RunFolderError(f"{run_folder}: has neither recipe.yaml nor manifest.json; give the folder of a run")
+    given = "given" in mapping(mapping(manifest).get("stages"))  # answers of an earlier recipe may still lie there
     answers = [_table(run_folder / name) for name in ("answers.jsonl", "unstyled-answers.jsonl")]
     return ReportData(
         name=str((manifest or {}).get("name") or run_folder.resolve().name),
         summary=_json(run_folder / "summary.json"),
         manifest=manifest,
         recipe=recipe,
-        sampled=None if answers[0] is None else sum(len(rows or ()) for rows in answers),
+        sampled=None if given else sum(len(rows or ()) for rows in answers) or None,
         pairs=_table(run_folder / "pairs.jsonl"),
         failures=_table(run_folder / "failures.jsonl"),
         measure=_json(run_folder / "measure.json"),
