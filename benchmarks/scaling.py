@@ -1,7 +1,8 @@
 """How time and memory of one forward and backward grow with tokens, with the vocabulary, and with the length of answers.
 
-Small random models, in bfloat16 where the processor has it; each measurement in a process of its own. Prints a table,
-and as its last line JSON.
+Small random models, in bfloat16 where the processor has it; each measurement in a process of its own. Its last line is
+JSON: seconds, the fastest of three steps after the first; `gb`, the peak above what the model took; and how both grew from
+the size before (`seconds_growth`, `gb_growth`: 1 is in proportion, 0 not at all).
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --only tokens
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -21,14 +23,16 @@ sys.path.insert(0, str(Path(__file__).with_name("train_parts")))
 BASE = {"pairs": 4, "prompt": 100, "answer": 200, "vocabulary": 32_000}
 SERIES: dict[str, list[dict[str, int]]] = {
     # the budget of a row is 2,048 tokens: with more pairs there are more rows, and memory should stop growing
-    "tokens": [{"pairs": 4}, {"pairs": 16}, {"pairs": 64}],
+    "tokens": [{"pairs": 1}, {"pairs": 4}, {"pairs": 16}, {"pairs": 64}],
     "vocabulary": [{"vocabulary": v} for v in (32_000, 128_000, 256_000)],
     "length": [{"pairs": 1, "prompt": 16, "answer": n} for n in (256, 1024, 4096, 8192)],
 }
+CHANGED = {"tokens": "pairs", "vocabulary": "vocabulary", "length": "answer"}
+"""What a series changes."""
 
 
 def measure(sizes: dict[str, int]) -> dict[str, Any]:
-    """Seconds of a step (the second one), and peak memory above what the model took."""
+    """Seconds of the fastest step but the first, and peak memory above what the model took."""
     import torch
     from measure import forget_peak, peak_gb  # pyright: ignore[reportMissingImports]
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,17 +67,23 @@ def measure(sizes: dict[str, int]) -> dict[str, Any]:
         Example(str(i), tokens(sizes["prompt"]), (tokens(sizes["answer"]), tokens(sizes["answer"])), (True, False))
         for i in range(sizes["pairs"])
     ]
-    seconds = 0.0
+    took: list[float] = []
     forget_peak()
     before = peak_gb()
-    for _ in range(2):
+    for _ in range(4):
         start = time.perf_counter()
         model.zero_grad()
         with multiplying_in(model, torch_dtype(pick_device())):
             for row in rows_of(examples, 2048):
                 example_logps(model, row, packed=True, pad=0).sum().backward()
-        seconds = time.perf_counter() - start
-    return {"seconds": round(seconds, 3), "gb": round(peak_gb() - before, 3)}
+        took.append(time.perf_counter() - start)
+    return {"seconds": round(min(took[1:]), 3), "gb": round(peak_gb() - before, 3)}
+
+
+def growth(before: dict[str, Any], after: dict[str, Any], changed: str) -> dict[str, float]:
+    """Exponents: how many times both figures doubled where the size doubled once."""
+    doublings = math.log(after[changed] / before[changed])
+    return {f"{name}_growth": round(math.log(after[name] / before[name]) / doublings, 2) for name in ("seconds", "gb")}
 
 
 def main() -> None:
@@ -91,8 +101,10 @@ def main() -> None:
             for changes in series:
                 command = [sys.executable, __file__, "--one", json.dumps(BASE | changes)]
                 out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found.setdefault(name, []).append(changes | json.loads(out.strip().splitlines()[-1]))
-                print(name, found[name][-1], file=sys.stderr)
+                here = changes | json.loads(out.strip().splitlines()[-1])
+                done = found.setdefault(name, [])
+                done.append(here | (growth(done[-1], here, CHANGED[name]) if done else {}))
+                print(name, done[-1], file=sys.stderr)
     print(json.dumps(found))
 
 
