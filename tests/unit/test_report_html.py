@@ -15,7 +15,9 @@ from report_folder import RULES, build_run_folder
 
 from anchorline.errors import DataError, RunFolderError
 from anchorline.report import ReportData, build_report, read_run_folder, write_report
-from anchorline.report.html import choose_samples, duration, number, objective_text, percent
+from anchorline.report.charts import tick_text
+from anchorline.report.figures import change, duration, number, objective_text, percent
+from anchorline.report.html import choose_samples
 
 FILES = ["summary.json", "manifest.json", "recipe.yaml", "answers.jsonl", "pairs.jsonl", "failures.jsonl",
          "measure.json", "train/metrics.jsonl", "evals/style.json", "evals/answers.jsonl", "evals/preference.json",
@@ -349,7 +351,15 @@ def test_the_same_run_gives_the_same_page(folder: Path) -> None:
 
 def test_figures_as_they_are_printed() -> None:
     assert [percent(share) for share in (0, 0.07, 0.5666, 0.9996, 1, True)] == [
-        "0\u00a0%", "7\u00a0%", "56.7\u00a0%", "100.0\u00a0%", "100\u00a0%", "–"]  # fmt: skip
+        "0\u00a0%", "7\u00a0%", "56.7\u00a0%", "99.96\u00a0%", "100\u00a0%", "–"]  # fmt: skip
+    shares = (0.00004, 0.0004, 0.99996, 1.0, 1 - 1e-15, 0.5004, 0)
+    assert [percent(share, digits=1).removesuffix("\u00a0%") for share in shares] == [
+        "0.004", "0.04", "99.996", "100.0", "100.0", "50.0", "0.0"]  # fmt: skip
+    assert [number(value) for value in (999.4, 999.5, 999.7, 1000.0, -999.7, -0.0, 0.00001)] == [
+        "999", "1,000", "1,000", "1,000", "−1,000", "0", "1e−05"]  # fmt: skip
+    assert [tick_text(value) for value in (9999.4, 9999.7, 12345.6, -0.0)] == ["9999", "10000", "12346", "0"]
+    assert [change(value, 1) for value in (0.04, 0.05001, -0.04, -3, 95.0, None)] == [
+        "0.0", "+0.1", "0.0", "−3.0", "+95.0", "–"]  # fmt: skip
     assert [number(value) for value in (0, 1234, 0.05, 1234.5, -0.5, None)] == [
         "0",
         "1,234",

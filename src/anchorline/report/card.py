@@ -26,7 +26,7 @@ from anchorline.llm.embedded import PREFIX
 from anchorline.llm.models import HUB_ID
 from anchorline.report.charts import is_number
 from anchorline.report.diff import visible
-from anchorline.report.figures import MISSING, duration, number, objective_text, own_objectives, percent
+from anchorline.report.figures import MISSING, duration, interval, number, objective_text, own_objectives, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
 from anchorline.report.making import making, usd
 
@@ -198,13 +198,6 @@ def dropped_rows(data: ReportData) -> list[tuple[str, str, int]]:
     return [(stage, kind, count) for (stage, kind), count in ordered]
 
 
-def _interval(share: Mapping[str, Any]) -> str:
-    low, high = share.get("low"), share.get("high")
-    if low is None or high is None or not is_number(low) or not is_number(high):
-        return MISSING
-    return f"{number(100 * low, 1)}–{percent(high, digits=1)}"
-
-
 def environment() -> Environment:
     """Of the cards' Markdown templates: every text is one line and escaped, every gap is shown as one."""
     environment = Environment(
@@ -217,7 +210,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "number": number, "duration": duration, "objective": objective_text}
-    environment.filters |= {"interval": _interval, "usd": usd}
+    environment.filters |= {"interval": interval, "usd": usd}
     environment.tests |= {"shown": is_number}
     return environment
 

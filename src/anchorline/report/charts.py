@@ -278,7 +278,7 @@ def tick_text(value: float) -> str:
     >>> tick_text(-0.5), tick_text(20.0), tick_text(2e-05)
     ('−0.5', '20', '2e−05')
     """
-    return (f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}").replace("-", "−")
+    return (f"{value:z.4g}" if abs(value) < 9999.5 else f"{value:.0f}").replace("-", "−")
 
 
 def bucket_size(count: int) -> int:

@@ -14,19 +14,33 @@ from typing import Any
 from anchorline.report.charts import is_number
 
 MISSING = "–"
+UNIT = "\u00a0%"
 
 
 def percent(value: Any, *, digits: int | None = None) -> str:
-    r"""A share in per cent: whole where it is whole, else with one digit, so that 99.7 % is never shown as 100 %.
+    r"""A share in per cent: whole where it is whole, else with one digit, or as many as tell it from all and from nothing.
 
-    >>> percent(0.95), percent(0.997), percent(0.95, digits=1), percent(None)
-    ('95\xa0%', '99.7\xa0%', '95.0\xa0%', '–')
+    >>> percent(0.95), percent(0.997), percent(0.9996), percent(0.95, digits=1), percent(None)
+    ('95\xa0%', '99.7\xa0%', '99.96\xa0%', '95.0\xa0%', '–')
     """
     if not is_number(value):
         return MISSING
+    whole = abs(value * 100 - round(value * 100)) < 1e-9
     if digits is None:
-        digits = 0 if abs(value * 100 - round(value * 100)) < 1e-9 else 1
-    return f"{value * 100:.{digits}f}\u00a0%".replace("-", "−")
+        digits = 0 if whole else 1
+    while not whole and round(value * 100, digits) in (0, 100):
+        digits += 1
+    return f"{value * 100:.{digits}f}{UNIT}".replace("-", "−")
+
+
+def interval(share: Mapping[str, Any]) -> str:
+    r"""The ends of a share's interval, in per cent.
+
+    >>> interval({"low": 0.863, "high": 0.9996}), interval({})
+    ('86.3–99.96\xa0%', '–')
+    """
+    low, high = (percent(share.get(end), digits=1) for end in ("low", "high"))
+    return MISSING if MISSING in (low, high) else f"{low.removesuffix(UNIT)}–{high}"
 
 
 def number(value: Any, digits: int | None = None) -> str:
@@ -40,10 +54,20 @@ def number(value: Any, digits: int | None = None) -> str:
     if digits is None and isinstance(value, int):
         text = f"{value:,}"
     elif digits is None:
-        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        text = f"{value:z.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
     else:
         text = f"{value:z,.{digits}f}"  # a change that rounds to nothing has no sign
     return text.replace("-", "−")
+
+
+def change(value: Any, digits: int | None = None) -> str:
+    """The number with its sign, which a change that rounds to nothing has not.
+
+    >>> change(2.5, 1), change(-2.5, 1), change(0.01, 1)
+    ('+2.5', '−2.5', '0.0')
+    """
+    text = number(value, digits)
+    return f"+{text}" if is_number(value) and value > 0 and text.strip("0.,") else text
 
 
 def duration(value: Any) -> str:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from anchorline.report.charts import bucket_size, histogram, interval_plot, is_number, share_bar, signed_bar
 from anchorline.report.diff import Diff, visible, word_diff
-from anchorline.report.figures import MISSING, duration, factor, number, objective_text, percent
+from anchorline.report.figures import MISSING, change, duration, factor, interval, number, objective_text, percent
 from anchorline.report.files import ReportData, mapping, read_run_folder, write_page
 from anchorline.report.making import making, share, usd
 from anchorline.report.training import displacement_rows, life_of, training_charts
@@ -96,6 +96,8 @@ def environment() -> Environment:
         "bar": share_bar,
         "signed": signed_bar,
         "factor": factor,
+        "interval": interval,
+        "change": change,
         "usd": usd,
         "share": share,
         "message": _message,
