@@ -89,6 +89,21 @@ def test_greedy_answers_are_those_of_generate_prompt_by_prompt(kind, request):
     )
 
 
+@pytest.mark.parametrize("share", [0.0, 0.8])
+def test_an_answer_ends_at_the_models_window_and_its_batch_goes_on(share, counted, monkeypatch):
+    """64 positions: a prompt near them is cut there, one beyond has no room at all; the others answer as ever."""
+    monkeypatch.setattr(hf_local, "SHRINK_BELOW", share)
+    window, few = 64, len(prompt_tokens(counted, PROMPTS[0]))
+    near = Prompt("near", (Message("user", words(1 + window - 5 - few)),))
+    beyond = Prompt("beyond", (Message("user", words(window)),))
+    assert len(prompt_tokens(counted, near)) == window - 5
+    found = answers(counted, GREEDY, prompts=[*PROMPTS[:3], near, beyond])
+    assert found.pop("beyond") == ("", "length")
+    assert found.pop("near") == generated(counted, near, GREEDY.model_copy(update={"max_new_tokens": 5}))
+    assert found == {p.id: generated(counted, p, GREEDY) for p in PROMPTS[:3]}
+    assert answers(counted, GREEDY, prompts=[beyond]) == {"beyond": ("", "length")}
+
+
 @pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "sampled"])
 def test_leaving_a_batch_early_changes_no_answer(settings, llama, monkeypatch):
     sizes: list[int] = []

@@ -18,7 +18,7 @@ from anchorline.errors import ModelError, RequestRefused  # noqa: E402
 from anchorline.llm import hf_local  # noqa: E402
 from anchorline.llm.build import build  # noqa: E402
 from anchorline.llm.cache import RequestCache  # noqa: E402
-from anchorline.llm.hf_local import answer_batches  # noqa: E402
+from anchorline.llm.hf_local import answer_batches, message_tokens  # noqa: E402
 from anchorline.llm.local_endpoint import LocalEndpoint  # noqa: E402
 from anchorline.llm.models import Loaded  # noqa: E402
 from anchorline.llm.settings import EndpointSettings  # noqa: E402
@@ -113,6 +113,14 @@ def test_a_prompt_longer_than_the_window_is_refused_alone(model: Loaded, setting
 
     refused, fine = run(model, settings, use)
     assert isinstance(refused, RequestRefused) and isinstance(fine, Reply)
+
+
+def test_a_reply_ends_at_the_models_window(model: Loaded, settings: EndpointSettings) -> None:
+    near = Request((Message("user", words(SIZES["max_position_embeddings"] - 10)),), max_tokens=4000, temperature=0.0)
+    room = SIZES["max_position_embeddings"] - len(message_tokens(model, near.messages))
+    reply, fine = run(model, settings, lambda e: together(e, [near, Request(REQUESTS[0].messages, 4000)]))
+    assert 0 < room < 10 and reply.finish == "length" and reply.completion_tokens == room
+    assert (fine.completion_tokens or 0) > room
 
 
 def test_an_error_of_the_model_reaches_those_of_its_batch_only(

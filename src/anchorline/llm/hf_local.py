@@ -25,6 +25,8 @@ from anchorline.types import Answer, Messages, Prompt
 
 SHRINK_BELOW = 0.8
 """A batch is cut down to its unfinished rows when this share or less of it is unfinished."""
+ENDLESS = 1 << 31
+"""Positions of a model that names no number of them, or none that could ever be filled."""
 ROOM = 512
 """Tokens by which the key/value cache grows: a high token limit must not take memory that no answer needs."""
 
@@ -39,7 +41,8 @@ def answer_batches(
 ) -> Iterator[list[Answer]]:
     """Answer every prompt whose id is not in `done`, a batch at a time, longest prompts first.
 
-    A batch of which only a part is in `done` is answered again as a whole, and only the missing part is given out.
+    A batch of which only a part is in `done` is answered again as a whole, and only the missing part is given out. The
+    answer to a prompt that fills the model's window is empty, and cut.
     """
     rows = [prompt_tokens(loaded, prompt) for prompt in prompts]
     first = {tuple(row): i for i, row in reversed(list(enumerate(rows)))}
@@ -54,7 +57,12 @@ def answer_batches(
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         # drawn for every row and step before the first, so that a row's luck does not depend on who else is still open
         luck = torch.rand(len(batch), settings.max_new_tokens, generator=generator)
-        answers = _decode(loaded, [rows[i] for i in batch], settings, luck)
+        fitting = [n for n, i in enumerate(batch) if len(rows[i]) < window_of(loaded)]
+        answers: list[list[int]] = [[] for _ in batch]
+        if fitting:
+            decoded = _decode(loaded, [rows[batch[n]] for n in fitting], settings, luck[fitting])
+            for n, tokens in zip(fitting, decoded, strict=True):
+                answers[n] = tokens
         ends = end_of_turn(loaded)
         yield [
             _answer(loaded, prompts[i], tokens, ends)
@@ -73,6 +81,11 @@ def message_tokens(loaded: Loaded, messages: Messages) -> list[int]:
     tokenizer: Any = loaded.tokenizer
     text = chat_text(tokenizer, messages, to_answer=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def window_of(loaded: Loaded) -> int:
+    """How many tokens, a prompt and its answer together, the model has positions for."""
+    return min(getattr(loaded.model.config, "max_position_embeddings", None) or ENDLESS, ENDLESS)
 
 
 def _answer(loaded: Loaded, prompt: Prompt, tokens: list[int], ends: frozenset[int]) -> Answer:
@@ -107,6 +120,7 @@ def reply_batch(
 def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luck: torch.Tensor) -> list[list[int]]:
     """The new tokens of each row, the end-of-turn token included where one came. `luck` [rows, steps] lies in [0, 1).
 
+    A row ends where the model has no more positions for it.
     Letters: B rows still open, T tokens so far, V vocabulary.
     """
     model, device = loaded.model, loaded.model.device
@@ -125,12 +139,14 @@ def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luc
     tokens_BT = torch.tensor([[pad] * (width - len(row)) + row for row in own], device=device)
     mask_BT = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * len(row) for row in own], device=device)
     luck = luck.to(device)
+    window = window_of(loaded)
+    room = torch.tensor([window - len(row) for row in rows], device=device)
     answers: list[list[int]] = [[] for _ in rows]
     open_rows = torch.arange(len(rows), device=device)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
 
     for step in range(settings.max_new_tokens):
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -tokens_BT.shape[1] :]
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0, max=window - 1)[:, -tokens_BT.shape[1] :]
         logits_BV = model(
             input_ids=tokens_BT,
             attention_mask=mask_BT,
@@ -147,7 +163,7 @@ def _decode(loaded: Loaded, rows: list[list[int]], settings: SampleSettings, luc
         for row, token, over in zip(open_rows.tolist(), chosen_B.tolist(), finished.tolist(), strict=True):
             if not over:
                 answers[row].append(token)
-        finished = finished | torch.isin(chosen_B, ends)
+        finished = finished | torch.isin(chosen_B, ends) | (room[open_rows] <= step + 1)
         if bool(finished.all()):
             break
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(open_rows), 1)], dim=1)

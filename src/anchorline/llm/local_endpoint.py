@@ -76,7 +76,7 @@ class LocalEndpoint:
         self._loaded = None
 
     async def complete(self, request: Request) -> Reply:
-        from anchorline.llm.hf_local import message_tokens
+        from anchorline.llm.hf_local import message_tokens, window_of
 
         loop = asyncio.get_running_loop()
         if self._loaded is None:
@@ -86,8 +86,8 @@ class LocalEndpoint:
             tokens = message_tokens(self._loaded, request.messages)
         except ModelError as error:
             raise RequestRefused(str(error)) from error
-        window = getattr(self._loaded.model.config, "max_position_embeddings", None)
-        if window and len(tokens) >= window:
+        window = window_of(self._loaded)
+        if len(tokens) >= window:
             raise RequestRefused(f"the messages have {len(tokens)} tokens, and {self._model} reads less than {window}")
         done: asyncio.Future[Reply] = loop.create_future()
         self._waiting.append(_Waiting(request, tokens, done))

@@ -175,7 +175,14 @@ def _answered(
     if run.recipe.llm.policy is not None:
         return ask_policy(run, prompts, settings, name, stage)  # which tells samples apart by their ids
     answers = run.answer(run.loaded(run.recipe.train.dtype), prompts, settings, name, salt=salt)
-    return [Failure(a.id, "sample", "empty", "the model's answer is empty") for a in answers if not a.text]
+    return [_empty(answer) for answer in answers if not answer.text]
+
+
+def _empty(answer: Answer) -> Failure:
+    if answer.finish == "stop":
+        return Failure(answer.id, "sample", "empty", "the model's answer is empty")
+    why = "its prompt fills the model's window, or sample.max_new_tokens is too low"
+    return Failure(answer.id, "sample", "truncated", f"the answer was cut before its first word: {why}")
 
 
 def _given_answers(run: RunContext) -> list[Failure]:
