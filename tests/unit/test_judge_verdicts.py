@@ -28,7 +28,7 @@ from anchorline.judge import (
 from anchorline.judge.pairwise import parse_verdict
 from anchorline.judge.sampling import together
 from anchorline.judge.score import parse_score
-from anchorline.judge.thinking import without_thinking
+from anchorline.judge.thinking import said_alone, without_thinking
 from anchorline.llm.fake import FakeEndpoint, truncated
 from anchorline.llm.types import Request
 from anchorline.style import parse_style
@@ -216,10 +216,29 @@ def test_a_failed_call_waits_for_the_others_and_the_graver_error_comes_first() -
         ("a", "a", ""),
         ("<think>x</think>a", "a", "x"),
         ("x</think>a", "a", "x"),
-        ("a<think>x", "a", "x"),
+        ("\n<think>x", "\n", "x"),
+        ("<think>x</think>\n[THINK]y", "\n", "xy"),
+        ("A.\n<think>x</think>\nB.", "A.\n\nB.", "x"),
+        ("A.<think>x</think>B.", "A.B.", "x"),
+        ("Use <think>?\n</think>\nA.", "\nA.", "Use <think>?\n"),
         ("a<thinking>x</thinking>b[THINK]y[/THINK]c", "abc", "xy"),
         ("<think>x<think>y</think>a", "a", "xy"),
     ],
 )
 def test_thinking_is_told_from_speech(text: str, said: str, thought: str) -> None:
     assert without_thinking(text) == (said, thought)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Use the <think> tag.", "Use <think> and </think>.", "`<think>` opens, `</think>` closes.", "It ends with </think>.",
+     "使用<think>和</think>标签。", "a<think>x", "A.\n<think> opens it.", "```\n<think>\nx\n</think>\n```\nDone.",
+     "(<thinking>x</thinking>)", "Write [THINK] first.", "<a>\n<reasoning>\nx\n</reasoning>\n</a>"],
+)  # fmt: skip
+def test_a_tag_that_is_written_about_is_said(text: str) -> None:
+    assert without_thinking(text) == (text, "")
+    assert without_thinking(f"<think>Or <think>?</think>\n{text}") == (
+        f"\n{text}",
+        "Or <think>?".replace("<think>", ""),
+    )
+    assert said_alone(f"{text}\n") == f"{text}\n"

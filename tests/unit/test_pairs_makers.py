@@ -17,7 +17,19 @@ from anchorline.judge import Sampling, Scored, pairwise_judge, score_scorer, sty
 from anchorline.judge.score import default_template
 from anchorline.llm.fake import FakeEndpoint, throttled, truncated
 from anchorline.llm.types import Reply
-from anchorline.pairs import ask_models, by_rounds, by_score, match, off_policy, on_policy, sample, stronger
+from anchorline.pairs import (
+    ask_models,
+    by_rounds,
+    by_score,
+    clair_pairs,
+    match,
+    off_policy,
+    on_policy,
+    revise,
+    sample,
+    stronger,
+)
+from anchorline.pairs.parse import CLOSE, OPEN
 from anchorline.style import parse_style
 from anchorline.types import Answer, Failure, Message, Messages, Pair, Prompt, Verdict
 
@@ -54,6 +66,30 @@ def test_rounds_and_scores_agree_where_the_judge_is_consistent(texts: list[str])
             assert choice.best is not None and choice.worst is not None
             assert (lengths[choice.best], lengths[choice.worst]) == (max(lengths), min(lengths))
     assert len(rounds.notes["verdicts"]) == len(texts) * (len(texts) - 1) // 2
+
+
+def test_no_side_of_a_pair_holds_thinking() -> None:
+    """Else the pair would teach to think, or not to, whatever else it is about."""
+    thought = Answer("p1", ASKED, "<think>\nHm!\n</think>\n\nIt left! Use a <think> tag.", "stop")
+    said, better = "It left! Use a <think> tag.", "It left. Use a <think> tag."
+    framed = FakeEndpoint(f"Loud.\n{OPEN}\n<think>Hm.</think>\n{better}\n{CLOSE}")
+    quiet = parse_style({"name": "quiet", "rules": [{"kind": "no_exclamation"}]})
+    made = (
+        asyncio.run(revise(thought, reviser=framed, policy="m")),
+        asyncio.run(stronger(thought, model=FakeEndpoint(f"<think>Hm.</think>{better}"), policy="m")),
+        *clair_pairs([thought], quiet, policy="m").pairs,
+    )
+    for pair in made:
+        assert isinstance(pair, Pair) and (pair.chosen, pair.rejected) == (better, said)
+    nothing = Answer("p1", ASKED, "<think>\nHm!\n</think>\n", "stop")
+    for failed in (
+        asyncio.run(revise(nothing, reviser=framed, policy="m")),
+        *clair_pairs([nothing], quiet, policy="m").failures,
+    ):
+        assert isinstance(failed, Failure) and failed.kind in ("empty", "empty_answer")
+    given = FakeEndpoint(f"<think>Hm.</think>{better}")
+    samples = asyncio.run(sample(PROMPT, given, k=2, given=thought))
+    assert isinstance(samples, Candidates) and [each.text for each in samples.answers] == [said, better]
 
 
 def test_a_judge_that_goes_in_a_circle_prefers_nobody() -> None:

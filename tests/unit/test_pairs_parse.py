@@ -608,6 +608,22 @@ def test_a_draft_within_a_thought_is_none(tag: str) -> None:
     assert parse(f"<{tag}>\n{framed(TEXT)}\n</{tag}>\nNo edit is good.").status == "no_marker"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Use the <think> tag.", "Models write <think>x</think> first.", "```\n<think>\nx\n</think>\n```\nDone.",
+     "Like so:\n<think>\nx\n</think>\nDone.", "Tags:\n<think> opens it.\n</think> closes it.", "Tags:\n</think> closes it.",
+     "Tags:\n<think> opens it."],
+)  # fmt: skip
+def test_tags_of_thinking_within_a_text_are_its_own_or_nobody_can_tell(text: str) -> None:
+    for before, after in FRAMES.values():
+        for thought in ("", "<think>Hm.</think>\n"):
+            found = parse(thought + before + text + after)
+            assert found.text == text if found.usable else found.status in ("ambiguous", "no_marker")
+            assert found.usable or text.startswith(("Like", "Tags"))
+    in_json = parse(json.dumps({"revision": f"<think>Hm.</think>\n{TEXT}"}))
+    assert (in_json.status, in_json.text) == ("tolerated:json", TEXT)
+
+
 def test_a_frame_that_stays_in_the_text_is_not_learnt() -> None:
     assert parse(f"x\n{OPEN}\n{TEXT}\n<<<END OF REVISED ANWSER>>>").status == "marker_inside"
     assert parse(f"x\n<revised_answer>{TEXT}</revised_answer>").status == "marker_inside"

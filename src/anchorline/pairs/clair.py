@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from anchorline.errors import UNANSWERED, DataError
+from anchorline.judge.thinking import said_alone
 from anchorline.style import Style, repair, without_torn_end
 from anchorline.types import Answer, Failure, Pair, Provenance
 
@@ -63,6 +65,7 @@ def no_pair(failures: Sequence[Failure]) -> str:
 
 
 def _revise(answer: Answer, style: Style, policy: str) -> Pair | Failure:
+    answer = replace(answer, text=said_alone(answer.text))  # the rules are about what is said
     if not answer.text.strip():
         return Failure(answer.id, STAGE, "empty", "the model's answer is empty")
     # an answer that the token limit cut ends in half a sentence, which nobody should learn to write

@@ -14,11 +14,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from anchorline.data.candidates import Candidate, Candidates
 from anchorline.errors import EndpointError
 from anchorline.judge import Sampling
 from anchorline.judge.sampling import together
+from anchorline.judge.thinking import said_alone
 from anchorline.llm.types import Endpoint, Reply
 from anchorline.pairs.choose import Chooser
 from anchorline.types import Answer, Failure, Pair, Prompt, Provenance
@@ -48,7 +50,9 @@ async def sample(
         return Failure(prompt.id, STAGE, error.kind, str(error))
     if given is not None:
         replies = [Reply(given.text, given.finish, model=endpoint.model), *replies]
-    return candidates(prompt, [(endpoint.model, reply) for reply in replies])
+    # some answers come with the model's thinking and some without: judged and learnt is what is said
+    said = [replace(reply, text=said_alone(reply.text)) for reply in replies]
+    return candidates(prompt, [(endpoint.model, reply) for reply in said])
 
 
 def candidates(prompt: Prompt, replies: Sequence[tuple[str, Reply]]) -> Candidates | Failure:

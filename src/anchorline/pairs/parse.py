@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from anchorline.judge.thinking import has_tag, without_thinking
+from anchorline.judge.thinking import begins_thinking, said_alone, without_thinking
 from anchorline.measure import jaccard, words
 from anchorline.pairs.dress import dress
 from anchorline.pairs.json_reply import InJson, revision_in_json
@@ -140,11 +140,11 @@ def _clean(reply: str, original: str) -> _Found | None:
         return None
     if _without_heading(inner, original) != inner:
         return None
-    if has_tag(inner) and not has_tag(original):
-        return None
     outside = without_thinking(before + OPEN)
     if not outside.text.endswith(OPEN):
         return None
+    if without_thinking(inner).text != inner:  # only at its start can it be told from tags that the text has
+        return None if begins_thinking(inner) else _Found(status="ambiguous", reasoning=_reasoning(before))
     return _Found(_trimmed(inner), _reasoning(before))
 
 
@@ -161,8 +161,12 @@ def _tolerant(reply: str, original: str) -> _Found:
         if any(marker.rank == "exact" for marker in find_markers(text)):
             inner = _framed(text, original)
             text = text if inner.status else inner.text
-        return _Found(_trimmed(text), in_json.reasoning or thought.strip(), (*odd, "json"))
+        return _Found(_trimmed(said_alone(text)), in_json.reasoning or thought.strip(), (*odd, "json"))
     found = _framed(spoken, original)
+    if thought and found.text.replace("\r", "") not in reply.replace("\r", "\n" * ("crlf" in odd)):
+        return _Found(
+            status="ambiguous", reasoning=thought.strip()
+        )  # what was taken for thinking may be the text's own
     reasoning = "\n".join(part for part in (thought.strip(), found.reasoning) if part)
     return found._replace(reasoning=reasoning, oddities=(*odd, *found.oddities))
 

@@ -15,10 +15,12 @@ and the attempt in sight, a few times at most. Every attempt is kept with the pa
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from anchorline.errors import DataError, EndpointError
 from anchorline.judge import GENERAL, Judge, Sampling, Template
+from anchorline.judge.thinking import said_alone
 from anchorline.llm.types import Endpoint, Reply
 from anchorline.pairs.gates import Fault, broken_rules, failed_gates
 from anchorline.pairs.parse import CLOSE, OPEN, Parsed, parse_revision
@@ -67,6 +69,7 @@ async def revise(
     that end a run come through.
     """
     template, sampling, gates = template or default_template(), sampling or Sampling(), gates or GateSettings()
+    answer = replace(answer, text=said_alone(answer.text))  # a revision has no thinking either
     if not answer.text.strip():
         return Failure(answer.id, STAGE, "empty_answer", "the model's answer is empty")
     instructions = f"{template.fixed}\n{style.guideline if style else GENERAL}"

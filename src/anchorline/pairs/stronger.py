@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from anchorline.errors import EndpointError
 from anchorline.judge import Judge, Sampling
-from anchorline.judge.thinking import without_thinking
+from anchorline.judge.thinking import said_alone
 from anchorline.llm.types import Endpoint, Reply
 from anchorline.pairs.phrases import is_refusal
 from anchorline.pairs.verify import STAGE, verified
@@ -32,12 +34,13 @@ async def stronger(
     Failure kinds: `empty_answer` (the policy's is), `truncated`, `filtered`, `empty`, `identical`, `refused`, the kind of
     the endpoint's error, and those of `verify`.
     """
+    answer = replace(answer, text=said_alone(answer.text))  # as the stronger model's
     if not answer.text.strip():
         return Failure(answer.id, STAGE, "empty_answer", "the model's answer is empty")
     request = (sampling or Sampling()).request(answer.prompt, row=answer.id, stage="stronger")
     try:
         reply = await model.complete(request)
-        text = without_thinking(reply.text).text.strip()
+        text = said_alone(reply.text).strip()
         details = {"answer": answer.text, "stronger": reply.text, "finish": reply.finish}
         wrong = _wrong(answer, reply, text)
         if wrong is not None:
