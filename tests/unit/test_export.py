@@ -211,6 +211,27 @@ def test_an_export_replaces_an_export_and_nothing_else() -> None:
         export("pairs.jsonl", Path("pairs.jsonl"), licence="mit")
 
 
+@pytest.mark.parametrize("name", ["README.md", "data/train.jsonl", "data/train.parquet"])
+def test_a_file_of_the_users_stays_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("out/data").mkdir(parents=True)
+    Path("out", name).write_text("---\nlicense: mine\n---\nmine")
+    monkeypatch.setattr("anchorline.report.export.read_pairs", lambda *_, **__: pytest.fail("said too late"))
+    with pytest.raises(DataError, match=rf"holds {name.split('/', maxsplit=1)[0]}.*, which no export wrote"):
+        export("pairs.jsonl", Path("out"), licence="mit")
+    assert [str(p) for p in Path("out").rglob("*.*")] == [f"out/{name}"]
+    assert Path("out", name).read_text().endswith("mine")
+
+
+def test_a_card_that_cannot_be_made_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> str:
+        raise DataError("is damaged")
+
+    monkeypatch.setattr("anchorline.report.export.build_data_card", fail)
+    with pytest.raises(DataError, match="is damaged"):
+        export("pairs.jsonl", Path("out"), licence="mit")
+    assert not Path("out").exists()
+
+
 def test_nothing_is_pushed_unless_asked(hub: FakeHub) -> None:
     export("pairs.jsonl", Path("out"), licence="mit")
     assert hub.asked == []

@@ -13,7 +13,7 @@ from anchorline.data.decontaminate import (
     drop_contaminated,
     evaluation_texts,
 )
-from anchorline.data.export import Form, Licence, licence_id, write_pairs
+from anchorline.data.export import Form, Licence, check_folder, licence_id, write_pairs
 from anchorline.data.files import check_writable, scan_rows, write_rows
 from anchorline.data.formats import (
     Layout,
@@ -61,6 +61,7 @@ __all__ = [
     "append_jsonl",
     "candidates_from_row",
     "candidates_to_row",
+    "check_folder",
     "check_repository",
     "check_writable",
     "distinct",

@@ -22,6 +22,8 @@ from anchorline.types import Pair
 
 Form = Literal["jsonl", "parquet"]
 CARD = "README.md"
+DATA = "data/train.{}"
+"""The file of rows, by its format."""
 
 COLUMNS = ("id", "prompt", "chosen", "rejected")
 
@@ -65,25 +67,35 @@ def licence_id(given: str | None) -> Licence:
 
 
 def write_pairs(pairs: Sequence[Pair], folder: Path, *, form: Form) -> Path:
-    """Write `data/train.jsonl` or `.parquet` into a folder that is new, empty, or an earlier export."""
-    _check_folder(folder)
-    file = folder / "data" / f"train.{form}"
+    """Write `data/train.jsonl` or `.parquet` into a folder that `check_folder` has let through."""
+    file = folder / DATA.format(form)
     with writing(folder):
         file.parent.mkdir(parents=True, exist_ok=True)
     rows = (pair_to_row(pair) for pair in pairs)
     write_rows(file, ({name: row[name] for name in COLUMNS} for row in rows))
     for other in ("jsonl", "parquet"):
         if other != form:  # an earlier export in the other format would be read beside this one
-            (folder / "data" / f"train.{other}").unlink(missing_ok=True)
+            (folder / DATA.format(other)).unlink(missing_ok=True)
     return file
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """DataError unless the folder is new, empty, or an earlier export, which is known by its card."""
     if folder.exists() and not folder.is_dir():
         raise DataError("is a file, expected a folder; name another one with --out", file=folder)
-    ours = {folder / CARD, folder / "data", *(folder / "data" / f"train.{form}" for form in ("jsonl", "parquet"))}
+    files = {folder / CARD, *(folder / DATA.format(form) for form in ("jsonl", "parquet"))}
+    ours = {folder / "data", *(files if _is_card(folder / CARD) else ())}
     strange = sorted(set(folder.rglob("*")) - ours) if folder.exists() else []
     if strange:
         raise DataError(
             f"holds {strange[0].relative_to(folder)}, which no export wrote; name a new folder with --out", file=folder
         )
+
+
+def _is_card(file: Path) -> bool:
+    """Whether it is the card of an export: what another wrote must not be replaced without a word."""
+    try:
+        front, _, _ = file.read_text(encoding="utf-8").partition("\n---\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return front.startswith("---\nlicense: ") and "- anchorline" in front.splitlines()

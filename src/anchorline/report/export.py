@@ -13,13 +13,15 @@ from typing import NamedTuple
 from anchorline.data import (
     Form,
     PairLayout,
+    check_folder,
     check_repository,
     licence_id,
     push_folder,
     read_pairs,
     write_pairs,
 )
-from anchorline.data.export import CARD
+from anchorline.data.export import CARD, DATA
+from anchorline.data.jsonl import writing
 from anchorline.errors import DataError
 from anchorline.measure import measure_pairs, summarise
 from anchorline.progress import SILENT, Progress
@@ -56,6 +58,7 @@ def export(
     stated = licence_id(licence)
     if push_to_hub is not None:
         check_repository(push_to_hub)
+    check_folder(folder)
     file_in, folder_in, stage = _origin(Path(source)) if Path(source).exists() else (source, None, "")
     run = _of_stage(read_run_folder(folder_in), stage) if folder_in else None
     loaded = read_pairs(file_in, strict=strict, layout=layout)
@@ -66,11 +69,13 @@ def export(
             rows.append(row)
             advance(1)
     measured = summarise(rows, touched=[pair.provenance.details.get("touched", []) for pair in loaded.rows])
-    file = write_pairs(loaded.rows, folder, form=form)
     named = f"{run.name}{stage.removeprefix('pairs').replace(':', '-')}" if run else Path(source).stem
     name = (push_to_hub or named).rpartition("/")[2]
-    facts = CardFacts(name, stated, str(file.relative_to(folder)), loaded.rows, measured, run)
-    card = write_page(folder / CARD, build_data_card(facts))
+    text = build_data_card(CardFacts(name, stated, DATA.format(form), loaded.rows, measured, run))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    card = write_page(folder / CARD, text)  # before the rows: by it the folder is known as an export
+    file = write_pairs(loaded.rows, folder, form=form)
     address = push_folder(folder, push_to_hub, private=private) if push_to_hub else ""
     return Exported(len(loaded.rows), file, card, [str(problem) for problem in loaded.problems], address)
 
