@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,18 @@ def test_the_table_pairs_the_prompts_and_says_the_gain_at_equal_drift():
     text = compare_text({"name": "x", "todo": 0, "before": before, **table})
     assert "clair-apo_zero minus stronger-apo_zero: +83" in text
     assert text.splitlines()[3].endswith("  0.001 of 2"), "the best of two rates"
+
+
+def test_more_objectives_than_colours_are_told_apart_by_their_shapes():
+    names = ("apo_zero", "apo_down", "apo_up", "dpo", "kto", "sft", "apo_zero=1,sft=0.2", "dpo=1,sft=0.1")
+    grid = CompareSettings(sets=("clair",), objectives=names, learning_rates=(1e-3,), seeds=(0,))
+    done = {cell: result(cell, [True, False]) for cell in planned(grid, {})}
+    before = {"share": 0.0, "n": 2, "words": 8.0, "beside": {}}
+    table = tabled(grid, {"clair": []}, done, keeps=keeps)
+    page = build_compare_page({"name": "x", "todo": 0, "before": before, **table})
+    points = re.findall(r'class="point (s\d)" d="M\S+ [\d.]+(m[^"]+)"', page)
+    assert len(set(points)) == len(names) == len({shape for _, shape in points}) + 2
+    assert len(set(re.findall(r'class="key (s\d m\d)"', page))) == len(names)
 
 
 def test_a_contrast_is_between_learning_rates_that_both_sides_have():

@@ -144,20 +144,20 @@ def test_axis_numbers_are_short() -> None:
 
 
 def test_a_long_last_label_of_the_dot_chart_ends_inside_the_picture():
-    svg = dot_chart([Dot(0.0146, 0.5, "s1", "a")], among=[], label="a")
+    svg = dot_chart([Dot(0.0146, 0.5, "s1", "m1", "a")], among=[], label="a")
     at = {text: float(x) for x, text in re.findall(r'<text class="x" x="([\d.]+)" y="\d+">([^<]+)<', svg)}
     assert at["0.02"] + 4 * 3.3 <= 360, "four characters, half a digit's width each side"
 
 
 def test_a_print_in_grey_keeps_the_series_of_the_dot_chart_apart():
-    svg = dot_chart([Dot(0.1, 0.5, colour, "a") for colour in MARKS], among=[], label="a")
+    svg = dot_chart([Dot(0.1, 0.5, "s1", mark, "a") for mark in MARKS], among=[], label="a")
     drawn = [path.get("d", "").split("m", 1)[1] for path in parts(svg, "path", "point")]
     assert len(set(drawn)) == 6
 
 
 def test_the_dot_chart_is_logarithmic_and_has_the_axis_of_its_neighbours():
     def places(*xs, among):
-        svg = dot_chart([Dot(x, 0.5, "s1", "a") for x in xs], among=among, label="a")
+        svg = dot_chart([Dot(x, 0.5, "s1", "m1", "a") for x in xs], among=among, label="a")
         return [float(path.get("d", "")[1:].split()[0]) for path in parts(svg, "path", "point")]
 
     assert places(0.1, 1, 10, among=[0.1, 10]) == [LEFT, (LEFT + RIGHT) / 2, RIGHT]

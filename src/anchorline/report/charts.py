@@ -166,23 +166,24 @@ def outlines(edges: Sequence[float], sets: Sequence[Outline], *, label: str) -> 
 
 
 MARKS = {
-    "s1": "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",  # round
-    "s2": "m-3.5 -3.5h7v7h-7z",  # square
-    "s3": "m0 -4.6l4.6 8h-9.2z",  # triangle
-    "s4": "m0 -5l5 5l-5 5l-5 -5z",  # diamond
-    "s5": "m0 4.6l4.6 -8h-9.2z",  # triangle on its point
-    "s6": "m-1.5 -4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",  # cross
+    "m1": "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",  # round
+    "m2": "m-3.5 -3.5h7v7h-7z",  # square
+    "m3": "m0 -4.6l4.6 8h-9.2z",  # triangle
+    "m4": "m0 -5l5 5l-5 5l-5 -5z",  # diamond
+    "m5": "m0 4.6l4.6 -8h-9.2z",  # triangle on its point
+    "m6": "m-1.5 -4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",  # cross
 }
-"""The shape of each colour class, drawn around the point: a page printed in grey keeps its series apart. The style sheet
-gives the keys the same shapes."""
+"""The shapes, each drawn around its point: a page printed in grey keeps its series apart, and there may be more series than
+colours. The style sheet gives the keys the same shapes."""
 
 
 class Dot(NamedTuple):
-    """A point: where it lies (x, and a share y), its colour class of `MARKS`, and what stands there."""
+    """A point: where it lies (x, and a share y), its colour class, its shape of `MARKS`, and what stands there."""
 
     x: float
     y: float
     colour: str
+    mark: str
     title: str
 
 
@@ -204,7 +205,7 @@ def dot_chart(dots: Sequence[Dot], *, among: Sequence[float], label: str) -> Mar
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{BOTTOM}"/>')
     parts += _x_axis(x_ticks, lambda x: x_scale(math.log10(x)))
     for dot in drawn:
-        at = f"M{x_scale(math.log10(max(dot.x, x_ticks[0]))):.1f} {y_scale(dot.y):.1f}{MARKS[dot.colour]}"
+        at = f"M{x_scale(math.log10(max(dot.x, x_ticks[0]))):.1f} {y_scale(dot.y):.1f}{MARKS[dot.mark]}"
         shape = Markup('<path class="point {}" d="{}"><title>{}</title></path>')
         parts.append(str(shape.format(dot.colour, at, visible(dot.title))))
     return _svg(parts, label)

@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from anchorline.report.charts import Dot, Line, dot_chart, line_chart
+from anchorline.report.charts import MARKS, Dot, Line, dot_chart, line_chart
 from anchorline.report.figures import number, percent
 from anchorline.report.files import write_page
 from anchorline.report.html import environment
@@ -30,26 +30,31 @@ def write_compare_page(target: Path, table: Mapping[str, Any]) -> Path:
 def build_compare_page(table: Mapping[str, Any]) -> str:
     """The whole page."""
     objectives = list(dict.fromkeys(row["objective"] for row in table["rows"]))
-    colours = {name: f"s{n % COLOURS + 1}" for n, name in enumerate(objectives)}
+    looks = {name: _look(n) for n, name in enumerate(objectives)}
     return (
         environment()
         .get_template("compare.html.j2")
         .render(
             table=table,
-            colours=colours,
+            colours={name: " ".join(look) for name, look in looks.items()},
             words=list(table["before"].get("beside", {})),
-            planes=list(_planes(table, colours)),
+            planes=list(_planes(table, looks)),
             curves=list(_curves(table)),
             along=[row for row in table["rows"] if len(row["checkpoints"]) > 1],
         )
     )
 
 
-def _planes(table: Mapping[str, Any], colours: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:
+def _look(n: int) -> tuple[str, str]:
+    """Colour class and shape of the n-th objective; after one round of the colours, each comes again with another shape."""
+    return f"s{n % COLOURS + 1}", f"m{(n + n // COLOURS) % len(MARKS) + 1}"
+
+
+def _planes(table: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, Markup]]:
     drifts = [cell["drift"] for cell in table["cells"]]
     for name in dict.fromkeys(row["maker"] for row in table["rows"]):
         cells = [cell for cell in table["cells"] if cell["maker"] == name]
-        dots = [Dot(cell["drift"], cell["share"], colours[cell["objective"]], _said(cell)) for cell in cells]
+        dots = [Dot(cell["drift"], cell["share"], *looks[cell["objective"]], _said(cell)) for cell in cells]
         yield name, dot_chart(dots, among=drifts, label=f"{name}: share that keeps every rule, over drift")
 
 
