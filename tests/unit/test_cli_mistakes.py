@@ -90,6 +90,7 @@ def answers_file() -> Path:
 
 
 TRAIN = ("train", "p.jsonl", "--model", "model", "--out", "out")
+EVAL = ("eval", "--model", "./no", "--style", "r/style.yaml", "--prompts")
 PAIRS_OF = ("pairs", "a.jsonl", "--style", "r/style.yaml", "--out", "p.jsonl")
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
 BOMB_LIST = "- &a0 [x]\n" + "".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
@@ -376,6 +377,89 @@ MISTAKES = [
         ("/dev/null/p.jsonl", "cannot be written"),
         ("pairs", "a.jsonl", "--style", "r/style.yaml", "--out", "/dev/null/p.jsonl"),
     ),
+    # results that have no place, before any work
+    Mistake(
+        "pairs in the place of the answers",
+        answers_file,
+        ("--out a.jsonl", "is what the command reads"),
+        ("pairs", "a.jsonl", "--style", "r/style.yaml", "--out", "./a.jsonl"),
+    ),
+    Mistake(
+        "failures in the place of the answers",
+        rows("p.failures.jsonl", {"prompt": "a", "text": "Boats sail."}),
+        ("p.failures.jsonl", "is what the command reads"),
+        ("pairs", "p.failures.jsonl", "--style", "r/style.yaml", "--out", "p.jsonl"),
+    ),
+    Mistake(
+        "pairs to nowhere of a style that is none",
+        answers_file,
+        ("none/p.jsonl", "cannot be written"),
+        ("pairs", "a.jsonl", "--style", "none.yaml", "--out", "none/p.jsonl"),
+    ),
+    Mistake(
+        "measures in the place of the pairs",
+        text("p.json", json.dumps(PAIRS)),
+        ("--out p.json", "is what the command reads"),
+        ("measure", "p.json", "--out", "p.json"),
+    ),
+    Mistake(
+        "measures to nowhere of a model that is none",
+        pairs_file,
+        ("none/m.json", "cannot be written"),
+        ("measure", "p.jsonl", "--model", "./no", "--out", "none/m.json"),
+    ),
+    Mistake(
+        "measures in the place of a folder",
+        both(pairs_file, lambda: Path("m.json").mkdir()),
+        ("m.json", "cannot be written: Is a directory"),
+        ("measure", "p.jsonl", "--model", "./no", "--out", "m.json"),
+    ),
+    Mistake(
+        "scores in the place of the pairs",
+        pairs_file,
+        ("--out p.jsonl", "is what the command reads"),
+        ("score", "--model", "./no", "--pairs", "p.jsonl", "--out", "p.jsonl"),
+    ),
+    Mistake(
+        "scores to nowhere",
+        pairs_file,
+        ("none/s.jsonl", "cannot be written"),
+        ("score", "--model", "./no", "--pairs", "p.jsonl", "--out", "none/s.jsonl"),
+    ),
+    Mistake(
+        "objectives in the place of the pairs",
+        pairs_file,
+        ("--per-pair p.jsonl", "is what the command reads"),
+        ("advise", "--policy", "model", "--pairs", "p.jsonl", "--style", "r/style.yaml", "--per-pair", "p.jsonl"),
+    ),
+    Mistake(
+        "an evaluation to nowhere",
+        text("f", "x"),
+        ("f/e", "cannot be written"),
+        (*EVAL, "r/train.jsonl", "--out", "f/e"),
+    ),
+    Mistake(
+        "an evaluation in the place of its prompts",
+        rows("drift.jsonl", {"prompt": "a"}),
+        ("drift.jsonl is read, and may be replaced", "another folder"),
+        (*EVAL, "drift.jsonl", "--out", "."),
+    ),
+    Mistake(
+        "an evaluation in the place of another",
+        text("e/evaluation.json", '{"model": "other", "tasks": {}}'),
+        ("e holds the evaluation of other, not of ./no", "another folder"),
+        (*EVAL, "r/train.jsonl", "--out", "e"),
+    ),
+    Mistake(
+        "an evaluation in the place of something else",
+        text("e/evaluation.json", "[]"),
+        ("e/evaluation.json", "another folder"),
+        (*EVAL, "r/train.jsonl", "--out", "e"),
+    ),
+    Mistake(
+        "no prompts of a recipe", nothing, ("either a recipe", "or --model"), ("eval", "r/recipe.yaml", "--limit", "0")
+    ),
+    Mistake("no prompts of a model", nothing, ("limit: got 0",), (*EVAL, "r/train.jsonl", "--limit", "0")),
     Mistake("sample without a model", nothing, ("`model` is lacking",), ("sample", "r/train.jsonl", "--out", "out")),
     Mistake("report on nothing", nothing, ("nowhere", "No such file"), ("report", "nowhere", "--out", "out")),
     Mistake("name with a line break", nothing, ("a b.yaml", "No such file"), ("run", "a\nb.yaml")),

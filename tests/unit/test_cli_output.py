@@ -100,7 +100,7 @@ def test_pairs_of_a_file() -> None:
     [pair] = [row for _, row in read_jsonl("made.jsonl")]
     assert pair["chosen"] == [{"role": "assistant", "content": "good day. Boats sail."}]
     assert (pair["maker"], pair["reviser"], pair["details"]["touched"]) == ("clair", "rules", ["greeting"])
-    failures = [row for _, row in read_jsonl("failures.jsonl")]
+    failures = [row for _, row in read_jsonl("made.failures.jsonl")]
     assert [(f["kind"], f["details"].get("line"), f["details"].get("field")) for f in failures] == [
         ("malformed", 3, "text"),
         ("malformed", 4, None),
@@ -108,7 +108,7 @@ def test_pairs_of_a_file() -> None:
     ]
     assert failures[1]["reason"].count("answers.jsonl:4: ") == 1
     text = good(*words).stdout
-    assert text == "1 pairs in made.jsonl; 3 rows left out, see failures.jsonl\n"
+    assert text == "1 pairs in made.jsonl; 3 rows left out, see made.failures.jsonl\n"
 
 
 def test_ids_of_a_files_pairs_are_unique() -> None:
@@ -118,7 +118,7 @@ def test_ids_of_a_files_pairs_are_unique() -> None:
     assert one_object(good(*words).stdout) == {"pairs": 3, "failures": 1}
     made = [row["id"] for _, row in read_jsonl("made.jsonl")]
     assert made[0] == "x" and made[2] == f"{made[1]}-2"
-    [failure] = [row for _, row in read_jsonl("failures.jsonl")]
+    [failure] = [row for _, row in read_jsonl("made.failures.jsonl")]
     assert (failure["id"], failure["details"]["field"]) == ("twice.jsonl:2", "id")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorline.cli.options import Json, Set, recipe_of_data, settings
+from anchorline.cli.options import Json, Set, check_out, recipe_of_data, settings
 from anchorline.cli.show import exit_code, print_json, progress, recommended
 
 
@@ -80,6 +80,7 @@ def advise(
 
         if per_pair:
             check_writable(per_pair)
+            check_out(per_pair, pairs, style, option="--per-pair")
         recipe = recipe_of_data("pairs.file", pairs, settings(overrides, **named))
         folder = out or Path("runs") / f"{recipe.name}-advice"
         with progress() as shown:

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anchorline.cli.options import Json, Set, run_stage, settings
 from anchorline.cli.show import exit_code, print_json, progress
+
+if TYPE_CHECKING:
+    from anchorline.evals.settings import EvaluationSettings
 
 
 def evaluate(
@@ -91,7 +94,7 @@ def evaluate(
     }
     words = settings(overrides, **named)
     if recipe is not None and model is None:
-        if len(words) > len(overrides or []) or tasks is not None or prompts or general or lm_task or limit:
+        if len(words) > len(overrides or []) or tasks is not None or prompts or general or lm_task or limit is not None:
             raise typer.Exit(exit_code(_either))
         run_stage(recipe, list(overrides or []), out, upto="evaluate", as_json=as_json, command="eval")
 
@@ -134,7 +137,7 @@ def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_js
     except ValidationError as error:
         raise RecipeError(f"eval: {problem(error)}") from None
     folder = out or Path("runs/eval")
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(folder, asked)
     table: dict[str, Any] = {}
     with progress() as shown:
         for table in evaluate_all(Evaluation(asked, folder, progress=shown)):
@@ -144,6 +147,32 @@ def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_js
         print_json(table)
     else:
         _show(table, folder)
+
+
+def _check_folder(folder: Path, asked: EvaluationSettings) -> None:
+    """Make it, and refuse one in which something would be lost: what is read, or another model's evaluation."""
+    from anchorline.data import check_place, read_json
+    from anchorline.data.jsonl import writing
+    from anchorline.errors import RecipeError
+    from anchorline.evals.table import TASKS
+
+    given = (*asked.prompts, *asked.general, asked.pairs, asked.answers)
+    for file in (Path(name) for name in given if name is not None):
+        if file.stem.partition("-")[0] in TASKS and file.resolve().parent == folder.resolve():
+            raise RecipeError(f"{file} is read, and may be replaced with --out {folder}; name another folder")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "evaluation.json"
+    check_place(file)
+    if not file.exists():
+        return
+    there = read_json(file)
+    if not isinstance(there, dict) or "model" not in there:
+        raise RecipeError(f"{file} is not an evaluation of anchorline; name another folder with --out")
+    if there["model"] != asked.model:
+        raise RecipeError(
+            f"{folder} holds the evaluation of {there['model']}, not of {asked.model}; name another folder with --out"
+        )
 
 
 def _show(table: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anchorline.cli.options import Json, Model, Set, is_recipe, refuse_overrides, run_stage, settings
+from anchorline.cli.options import Json, Model, Set, check_out, is_recipe, refuse_overrides, run_stage, settings
 from anchorline.cli.show import exit_code, print_json, progress
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _check(sources: Sequence[str], out: Path | None, *, compared: bool) -> None:
         raise RecipeError(f"{len(sources)} sets of pairs were given, at most {MOST} can be told apart; leave some out")
     if out and out.suffix.lower() not in PAGES:
         raise RecipeError(f"--out {out}: expected a file .html (a page with plots) or .json (the figures)")
+    check_out(out, *map(_file, sources))
 
 
 def _measure_all(

@@ -74,6 +74,18 @@ def refuse_overrides() -> None:
     raise RecipeError("--set changes a recipe, and SOURCE is a data file; leave --set out, or name a recipe")
 
 
+def check_out(out: Path | None, *inputs: str | Path | None, option: str = "--out") -> None:
+    """Raise an error, before any work, where a result has no place: nothing can be written there, or an input lies there."""
+    from anchorline.data import check_place
+    from anchorline.errors import RecipeError
+
+    if out is None:
+        return
+    if any(given is not None and Path(given).resolve() == out.resolve() for given in inputs):
+        raise RecipeError(f"{option} {out} is what the command reads, and would be replaced; name another file")
+    check_place(out)
+
+
 def recipe_of_data(place: str, source: str, overrides: Sequence[str]) -> Recipe:
     """A recipe around one data file, which goes to the setting `place`."""
     from anchorline.recipe.config import override_setting, parse_recipe

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anchorline.cli.options import Json, Set, is_recipe, recipe_and_folder, refuse_overrides, run_stage, settings
+from anchorline.cli.options import (
+    Json,
+    Set,
+    check_out,
+    is_recipe,
+    recipe_and_folder,
+    refuse_overrides,
+    run_stage,
+    settings,
+)
 from anchorline.cli.show import exit_code, print_json, print_unanswered, progress
 
 if TYPE_CHECKING:
@@ -242,7 +251,7 @@ def _dry_run(
 
 
 def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: bool, as_json: bool) -> None:
-    from anchorline.data import failure_to_row, pair_to_row, read_answers, write_jsonl, write_rows
+    from anchorline.data import check_writable, failure_to_row, pair_to_row, read_answers, write_jsonl, write_rows
     from anchorline.errors import DataError, RecipeError
     from anchorline.pairs import clair_pairs, no_pair
     from anchorline.recipe.stages import malformed
@@ -250,13 +259,16 @@ def _from_file(source: str, out: Path | None, style: str | None, *, trust_code: 
 
     if style is None or out is None:
         raise RecipeError("a file of answers needs --style (a YAML file) and --out (where the pairs go)")
+    beside = out.with_suffix(".failures.jsonl")  # named after the pairs, as others may lie in the same folder
+    check_writable(out)
+    check_out(out, source, style)
+    check_out(beside, source, style)
     loaded = load_style(style, trust_code=trust_code)
     answers, problems = read_answers(source)
     made = clair_pairs(answers, loaded, policy="")
     if not made.pairs:
         raise DataError(no_pair(made.failures), file=source)
     failures = [*(malformed(problem, "pairs") for problem in problems), *made.failures]
-    beside = out.with_name("failures.jsonl")
     write_rows(out, [pair_to_row(pair) for pair in made.pairs])
     write_jsonl(beside, [failure_to_row(failure) for failure in failures])
     counts = {"pairs": len(made.pairs), "failures": len(failures)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anchorline.cli.options import Json, Objective, Set, recipe_of_data, settings
+from anchorline.cli.options import Json, Objective, Set, check_out, recipe_of_data, settings
 from anchorline.cli.show import exit_code, print_json, progress
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def _score(
         raise RecipeError(f"--pairs is lacking; name a file of pairs ({model} is not a run folder that has its own)")
     else:
         recipe = recipe_of_data("pairs.file", pairs, overrides)
+    check_out(out, pairs)
     first: dict[str, Any] = next((row for _, row in scan_rows(pairs) if isinstance(row, dict)), {})
     loaded = (read_unpaired if "completion" in first else read_pairs)(pairs, strict=strict)
 

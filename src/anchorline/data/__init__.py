@@ -33,6 +33,7 @@ from anchorline.data.hub import check_repository, push_folder
 from anchorline.data.jsonl import (
     Appended,
     append_jsonl,
+    check_place,
     read_appended,
     read_json,
     read_jsonl,
@@ -62,6 +63,7 @@ __all__ = [
     "candidates_from_row",
     "candidates_to_row",
     "check_folder",
+    "check_place",
     "check_repository",
     "check_writable",
     "distinct",

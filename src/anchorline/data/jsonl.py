@@ -13,6 +13,7 @@ and says so, so that its row is owed again; the next `append_jsonl` cuts it off.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -152,8 +153,7 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target, temporary = Path(path), _beside(path)
     try:
         with writing(path):
             yield temporary
@@ -165,6 +165,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_place(path: str | Path) -> None:
+    """Raise the DataError with which `replacing` would end, before the work whose result it is to hold."""
+    with writing(path):
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = _beside(path)
+        temporary.touch()
+        temporary.unlink()
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Turn what the disk refuses (no room, no permission, no such folder) into one DataError."""
@@ -172,6 +182,10 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror or error}", file=path) from None
+
+
+def _beside(path: str | Path) -> Path:
+    return Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
 
 
 def _object(raw: bytes, path: str | Path, line: int) -> dict[str, Any] | DataError:
