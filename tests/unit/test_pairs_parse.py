@@ -206,7 +206,9 @@ def test_what_the_conversation_says_too_is_no_allusion() -> None:
 @pytest.mark.parametrize(
     "text",
     [f'"{TEXT}"', f"“{TEXT}”", f"«{TEXT}»", f"Answer: {TEXT}", f"**Assistant:**\n{TEXT}", f"[assistant]\n{TEXT}",
-     f"<p>{TEXT}</p>", f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}", f"- It left.\n+ {TEXT}",
+     f"<p>{TEXT}</p>", f"<answer>\n{TEXT}\n</answer>", f"<![CDATA[{TEXT}]]>", f"~~It left.~~ {TEXT}",
+     f"- Your order left.\n+ {TEXT}", f"+{TEXT}\n-Your order left.", f"- Your order left on Monday.\n+ {TEXT}",
+     f"Hello.\n-It arrives soon.\n\n+{TEXT}", f"- {ORIGINAL}\n+ On its way. {TEXT}",
      f"{TEXT}<|im_end|>", f"{TEXT}</s>", f"{TEXT}<end_of_turn>", f"\\n{TEXT}\\n", f"<revised>{TEXT}</revised>",
      f'{{"revision": "{TEXT}"}}', f"{{'Answer': '{TEXT}'}}", f"Output: {TEXT}", f"**Final version:**\n{TEXT}",
      f"`{TEXT}`", f"``{TEXT}``", f"revision: |\n{TEXT}", f"revised_answer: >-\n{TEXT}",
@@ -224,6 +226,8 @@ def test_what_a_text_is_wrapped_in_is_not_learnt(text: str) -> None:
     ['"Left" is one word, "today" another', "Answer the phone: it rings.", "- It left.\n- It is late.",
      "Text: | is a pipe.", "Press [user] twice.", "Write:\n[user]\nname = A", "Instead [inst] of it.",
      "Say <p>.", "1 + 1\n- 2", "Press Ctrl+C: it says \\n.", "~~~\nls\n~~~ is a fence", "Response time: two days.",
+     "+44 20 7946 0000\n- item", "Call:\n- the shop\n+44 20 7946 0000", "+ fast\n- expensive", "- slow\n- dear\n+ it lasts",
+     "-5 degrees\n+3 degrees", "- left\n+44 20 7946 0000", "---\n+ Your order left.",
      "`ls` lists, `cd` goes", "Output devices: a printer.", '{"left": "Monday"}', "<b>It left</b> on Monday."],
 )  # fmt: skip
 def test_a_text_that_only_looks_wrapped_is_used(text: str) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import re
 
+from anchorline.measure import jaccard, words
+
 _DRESSES: dict[str, re.Pattern[str]] = {
     "a label": re.compile(
         r"\A\W{0,4}(?:(?:final )?(?:answer|output)|(?:final|new) (?:version|text|response|reply)|assistant|response|reply)"
@@ -41,9 +43,7 @@ _DRESSES: dict[str, re.Pattern[str]] = {
     "brackets": re.compile(r"\A(?:\[[^\W\d_][^\[\]]*\]|【[^【】]*】)\Z"),
     "a quote": re.compile(r"\A>[^\n]*(?:\n[ \t\r]*>[^\n]*|\n[ \t\r]*)*\Z"),
     "edit marks": re.compile(
-        r"~~(?! )[^~\n]{1,2000}(?<! )~~|\[-[^\n]{1,2000}?-\]|\{\+[^\n]{1,2000}?\+\}|^\+ ?.*\n(?:.*\n)?-"
-        r"|^- ?.*\n(?:.*\n)?\+|\{\+\+|<del>|<ins>",
-        re.MULTILINE,
+        r"~~(?! )[^~\n]{1,2000}(?<! )~~|\[-[^\n]{1,2000}?-\]|\{\+[^\n]{1,2000}?\+\}|\{\+\+|<del>|<ins>",
     ),
     "escaped line breaks": re.compile(r"\A\\n.*\\n\Z"),
     "a model's own marks": re.compile(
@@ -55,6 +55,13 @@ _DRESSES: dict[str, re.Pattern[str]] = {
 """Each is one pass over the text."""
 
 
+_SIGNED = re.compile(r"^\+.*\n(?:.*\n)?-|^-.*\n(?:.*\n)?\+", re.MULTILINE)
+"""A line with a plus and one with a minus, side by side: edit marks, or a list and a number of a telephone."""
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[ \t]+")
+_REWORDED = 0.5
+"""Two lines that share so much are one line before and after an edit."""
+
+
 def dress(text: str, original: str) -> str | None:
     """What a text is wrapped in that the original is not, in words; None for a plain one."""
     bare = text.strip()
@@ -63,4 +70,27 @@ def dress(text: str, original: str) -> str | None:
     for name, pattern in _DRESSES.items():
         if pattern.search(bare) and not pattern.search(original.strip()):
             return name
-    return None
+    return "edit marks" if _is_diff(bare, original) else None
+
+
+def _is_diff(text: str, original: str) -> bool:
+    """Whether a line of the answer is marked as removed beside one that is marked as added."""
+    if not _SIGNED.search(text) or _SIGNED.search(original):
+        return False
+    lines, had = text.split("\n"), set(_pieces(original))
+    for i, line in enumerate(lines):
+        after = [each for each in lines[i + 1 : i + 3] if each.startswith("+")]
+        if not line.startswith("-") or not (after or any(each.startswith("+") for each in lines[max(0, i - 2) : i])):
+            continue
+        removed = _SENTENCE_END.split(line[1:].strip())
+        if line[1:].strip() and line.strip() not in had and had.issuperset(removed):
+            return True
+        if not line[1:2].isdigit() and any(jaccard(words(line[1:]), words(each[1:])) >= _REWORDED for each in after):
+            return True
+    return False
+
+
+def _pieces(text: str) -> list[str]:
+    """The lines of a text, and the sentences within them."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return [*lines, *(piece for line in lines for piece in _SENTENCE_END.split(line))]
