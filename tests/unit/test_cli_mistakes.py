@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from anchorline.cli.main import app
+from anchorline.llm.store import connect
 from anchorline.recipe.manifest import open_folder
 from tiny_chat import save_tiny_chat, write_recipe, write_rows
 
@@ -92,6 +93,7 @@ def answers_file() -> Path:
 TRAIN = ("train", "p.jsonl", "--model", "model", "--out", "out")
 EVAL = ("eval", "--model", "./no", "--style", "r/style.yaml", "--prompts")
 PAIRS_OF = ("pairs", "a.jsonl", "--style", "r/style.yaml", "--out", "p.jsonl")
+REQUEST = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
 BOMB_LIST = "- &a0 [x]\n" + "".join(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
 
@@ -377,6 +379,28 @@ MISTAKES = [
         ("/dev/null/p.jsonl", "cannot be written"),
         ("pairs", "a.jsonl", "--style", "r/style.yaml", "--out", "/dev/null/p.jsonl"),
     ),
+    # the request cache
+    *(
+        Mistake(
+            f"explain a request whose {field} is {value!r}",
+            both(text("q.json", json.dumps({**REQUEST, field: value})), lambda: connect("c.sqlite").close()),
+            ("q.json: ", field),
+            ("cache", "explain", "c.sqlite", "q.json", "--model", "m"),
+        )
+        for field, value in (
+            ("messages", "hi"),
+            ("messages", [{"role": "user", "content": 1}]),
+            ("messages", [{"role": "nobody", "content": "a"}]),
+            ("max_tokens", 1.5),
+            ("temperature", "hot"),
+            ("temperature", None),
+            ("top_p", [1]),
+            ("index", "x"),
+            ("schema", "x"),
+            ("extra_body", [1]),
+        )
+    ),
+    Mistake("explain no object", text("q.json", "[]"), ("q.json", "expected {"), ("cache", "explain", "c", "q.json")),
     # results that have no place, before any work
     Mistake(
         "pairs in the place of the answers",
@@ -570,7 +594,16 @@ def test_an_unexpected_error_is_one_line_and_not_the_users(place: Path, monkeypa
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [["run"], ["run", "--nope", "x"], ["nope"], ["run", "a", "b"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run"],
+        ["run", "--nope", "x"],
+        ["nope"],
+        ["run", "a", "b"],
+        *(["cache", "prune", "c.sqlite", "--older-than", days] for days in ("nan", "inf", "-1", "1e300")),
+    ],
+)
 def test_wrong_usage(words: list[str]) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr

@@ -93,7 +93,8 @@ def show_explanation(
 def throw_away(
     where: Where,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", min=0, help="Requests of more days ago.", show_default=False)
+        float | None,
+        typer.Option(metavar="DAYS", min=0, max=100_000, help="Requests of more days ago.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Requests to this model.", show_default=False)] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Requests that failed.")] = False,
@@ -128,22 +129,28 @@ def _file(where: str) -> Path:
 
 def _request(file: Path) -> tuple[Any, dict[str, Any]]:
     """The request in a file, and the JSON that is sent along with it."""
+    from pydantic import TypeAdapter, ValidationError
+
     from anchorline.data import read_json
     from anchorline.errors import DataError
     from anchorline.llm.types import Request
-    from anchorline.types import Message
 
+    shape = 'expected {"messages": [{"role": …, "content": …}], "max_tokens": 512, …}'
     value = read_json(file)
-    try:
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in value["messages"])
-        limit, extra_body = int(value["max_tokens"]), dict(value.get("extra_body") or {})
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError('expected {"messages": [{"role": …, "content": …}], "max_tokens": 512, …}', file=file) from None
-    rest = {key: given for key, given in value.items() if key not in {"messages", "max_tokens", "extra_body"}}
-    unknown = sorted(rest.keys() - {"temperature", "top_p", "index", "schema"})
+    if not isinstance(value, dict):
+        raise DataError(shape, file=file)
+    extra_body = value.pop("extra_body", None) or {}
+    if not isinstance(extra_body, dict):
+        raise DataError("expected an object, as the recipe's", file=file, field="extra_body")
+    unknown = sorted(value.keys() - {"messages", "max_tokens", "temperature", "top_p", "index", "schema"})
     if unknown:
         raise DataError(f"{', '.join(unknown)}: no setting of a request", file=file)
-    return Request(messages, limit, **rest), extra_body
+    try:
+        return TypeAdapter(Request).validate_python(value), extra_body
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{first['msg']}; {shape}", file=file, field=place) from None
 
 
 def _plain(value: Any) -> Any:
