@@ -292,8 +292,9 @@ def test_a_set_says_why_an_endpoint_gave_no_answer_and_how_to_go_on(capsys: pyte
     for n in range(2):
         counts.add(Failure(f"b{n}", "pairs", "refused_request", f"no credit left ({n})"))
     counts.add(Failure("c", "pairs", "identical", "the answer as it was"))
-    made = {"makers": {"pairs:clair": counts.row()}, "costs": {}, "sets": {}, "unusable": 0}
+    made = {"makers": {"pairs:clair": counts.row()}, "costs": {"timed_out": 3}, "sets": {}, "unusable": 0}
     print_set(made, "clair", "runs/x", as_json=False)
     told = capsys.readouterr().out
+    assert "unknown cost: 3 calls of this run timed out" in told
     assert "one refused_request: no credit left (0)" in told and "as it was" not in told
     assert "no answer of the endpoint: 2 rows; the same command with --retry-failed asks for them again" in told

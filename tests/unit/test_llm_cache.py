@@ -36,7 +36,7 @@ from anchorline.llm.budget import Amount, Budget, Metered
 from anchorline.llm.cache import CachedEndpoint, RequestCache, make_record
 from anchorline.llm.costs import Bill
 from anchorline.llm.explain import explain
-from anchorline.llm.fake import FakeEndpoint, Slow, broken, throttled, truncated
+from anchorline.llm.fake import FakeEndpoint, Slow, broken, throttled, timed_out, truncated
 from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, read_messages, request_key
 from anchorline.llm.pool import Pool
@@ -371,7 +371,8 @@ def test_a_file_of_the_format_before_keeps_what_it_holds(file: Path) -> None:
     ask(file, FakeEndpoint("fine"), HELLO)
     with closing(sqlite3.connect(file)) as db:
         db.executescript(
-            "DROP TABLE waiting; CREATE TABLE waiting (key TEXT PRIMARY KEY, file TEXT NOT NULL, messages TEXT NOT NULL,"
+            "DROP TABLE timeouts; DROP TABLE waiting;"
+            "CREATE TABLE waiting (key TEXT PRIMARY KEY, file TEXT NOT NULL, messages TEXT NOT NULL,"
             " settings TEXT NOT NULL, max_tokens INTEGER NOT NULL, stage TEXT NOT NULL, row TEXT NOT NULL) WITHOUT ROWID;"
             "INSERT INTO waiting VALUES ('k', 'f', '[]', '{}', 8, 's', 'r'); PRAGMA user_version = 1"
         )
@@ -541,6 +542,26 @@ def test_replies_that_cannot_be_read_are_paid_each_time(file: Path, last: Any) -
         assert cache.spent("r") == Amount(whole, whole) == Amount(budget.tokens, budget.usd)
         assert sum(entry["calls"] for entry in costs(cache, "r").values()) == 2
         assert bill.tokens == (5 if last == "fine" else 0)  # the bill is of replies that are used
+
+
+@pytest.mark.parametrize("last", ["fine", timed_out(), KeyRefused("no"), asyncio.CancelledError()], ids=repr)
+def test_calls_that_timed_out_are_counted_as_of_unknown_cost(file: Path, last: Any) -> None:
+    """Also where the run ends over it: the endpoint may want them paid."""
+    fake = FakeEndpoint([timed_out(), BadReply("noise", used=(4, 100)), timed_out(), last])
+    pool = Pool(fake, EndpointSettings(model="fake", attempts=4), backoff=0)
+
+    async def main(endpoint: CachedEndpoint) -> None:
+        await asyncio.gather(endpoint.complete(HELLO), return_exceptions=True)
+
+    for _ in range(2):  # what is stored is not counted again
+        with RequestCache(file) as cache:
+            asyncio.run(main(CachedEndpoint(Metered(pool), cache, run="r")))
+            if isinstance(last, KeyRefused | asyncio.CancelledError):
+                break
+    with RequestCache(file) as cache:
+        assert cache.timed_out("r") == (3 if isinstance(last, EndpointTimeout) else 2)
+        assert cache.spent("r").tokens == 104 + (5 if last == "fine" else 0)
+        assert cache.timed_out("another") == 0
 
 
 async def _outcome(endpoint: CachedEndpoint, request: Request) -> Reply | EndpointError:

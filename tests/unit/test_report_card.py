@@ -401,8 +401,10 @@ def test_costs_and_verdicts_stand_on_the_card() -> None:
     costs = {
         "stages": {"revise": {"calls": 4, "prompt_tokens": 40, "completion_tokens": 8, "usd": None}},
         "kept_pair": {"pairs": {"tokens": 24.0, "usd": None}},
+        "timed_out": 1200,
     }
     card = build_card(ReportData(name="x", manifest={"makers": {"pairs": made}, "costs": costs}), saved=None)
     assert "| revisions | 4 | 40 | 8 | unknown |" in card
     assert "| the run’s own pairs (clair) | 4 | 2 | 24 | unknown |" in card
+    assert "Unknown cost: 1,200 calls timed out" in card
     assert "4 comparisons by the judge, 2 ties, 1 of them flips" in card and "2 pairs set aside" in card

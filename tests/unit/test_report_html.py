@@ -385,6 +385,13 @@ def test_a_run_that_asked_nobody_has_no_such_section(folder: Path) -> None:
     assert "making" not in Page(build_report(data)).sections
 
 
+def test_calls_that_timed_out_are_told_beside_what_is_paid(folder: Path) -> None:
+    data = read_run_folder(folder)
+    assert "timed out" not in Page(build_report(data)).sections["making"]
+    manifest = {**data.manifest, "costs": {**data.manifest["costs"], "timed_out": 7}}
+    assert "Unknown cost: 7 calls timed out" in Page(build_report(replace(data, manifest=manifest))).sections["making"]
+
+
 def test_a_makers_name_from_a_damaged_file_is_only_text(folder: Path) -> None:
     made = {
         "pairs:<b>": {"maker": "<script>", "failures": {"<i>": "x"}, "replies": [], "judge": {"judged": "many"}},

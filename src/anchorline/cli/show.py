@@ -180,6 +180,8 @@ def _print_made(made: Mapping[str, Any], costs: Mapping[str, Any], stage: str) -
         used, pair = made["costs"], (costs.get("kept_pair") or {}).get(stage)
         each = f"; a kept pair, its answer included: {pair['tokens']:,.0f} tokens, {_usd(pair['usd'])}" if pair else ""
         print(f"  replies: {used['calls']}, {used['tokens']:,} tokens, {_usd(used['usd'])}{each}")
+    if costs.get("timed_out"):
+        print(f"  unknown cost: {costs['timed_out']} calls of this run timed out, and the endpoint may want them paid")
 
 
 def recommended(advice: Mapping[str, Any]) -> str:

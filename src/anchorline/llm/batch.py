@@ -319,13 +319,15 @@ class _Order:
             run=self._run, attempts=1, seconds=0.0, price=self._price,
         )  # fmt: skip
         if isinstance(outcome, BadReply) and outcome.used is not None:
-            payment = unread_payment(record, outcome.used, self._price)
+            payment = unread_payment(
+                key, self._run, self._endpoint.model, stage, outcome.used, self._price, at=record.at
+            )
 
         known = self._cache.get(key)  # asked directly while the batch was on its way: what was made of that reply stays
         keep = known is not None and known.error is None and known.max_tokens >= max_tokens
 
         def take(db: Any) -> None:  # in one transaction, so that a process that is killed takes and pays nothing twice
-            write(db, [] if keep else [record], [payment] if payment else [])
+            write(db, [*([] if keep else [record]), *([payment] if payment else [])])
             db.execute("DELETE FROM waiting WHERE key = ? AND file = ?", (key, file))
 
         await self._cache.on_disk(take)

@@ -39,7 +39,7 @@ from anchorline.llm.guess import used_tokens
 from anchorline.llm.keys import messages_json, request_key, settings_json
 from anchorline.llm.pool import ATTEMPTS, Attempts
 from anchorline.llm.settings import Prices
-from anchorline.llm.store import Payment, Record, connect, readable, transaction, write
+from anchorline.llm.store import Payment, Record, Row, TimedOut, connect, readable, transaction, write
 from anchorline.llm.types import Endpoint, Finish, Reply, Request
 
 KINDS: dict[str, Callable[[str], EndpointError]] = {
@@ -51,8 +51,8 @@ KINDS: dict[str, Callable[[str], EndpointError]] = {
 }
 
 
-_Waiting = tuple[Record, tuple[Payment, ...], asyncio.Future[None]]
-"""A row to be written, what was paid for it, and who waits for it."""
+_Waiting = tuple[tuple[Row, ...], asyncio.Future[None]]
+"""Rows to be written together, and who waits for them."""
 
 
 class RequestCache:
@@ -109,14 +109,19 @@ class RequestCache:
         """Whether a model has ever answered."""
         return bool(self.read("SELECT 1 FROM requests WHERE model = ? AND error IS NULL LIMIT 1", (model,)))
 
-    async def put(self, record: Record, *payments: Payment) -> None:
-        """Write a row, and what was paid for it; returns when it is on disk."""
+    async def put(self, *rows: Row) -> None:
+        """Write rows together; returns when they are on disk."""
+        await self.note(*rows)
+
+    def note(self, *rows: Row) -> asyncio.Future[None]:
+        """Write rows together, without waiting for it: at the latest, `close` writes them."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._pending.append((record, payments, done))
+        done.add_done_callback(lambda d: d.cancelled() or d.exception())  # nobody has to wait for it
+        self._pending.append((rows, done))
         if self._writing is None or self._writing.done():
             self._writing = loop.create_task(self._write_pending())
-        await done
+        return done
 
     def spent(self, run: str) -> Amount:
         """What a run has paid so far, in all its processes."""
@@ -127,6 +132,10 @@ class RequestCache:
                 (run,),
             ).fetchone()
         return Amount(tokens, usd)
+
+    def timed_out(self, run: str) -> int:
+        """How many calls of a run got no answer in time, in all its processes."""
+        return self.read("SELECT coalesce(sum(calls), 0) FROM timeouts WHERE run = ?", (run,))[0][0]
 
     async def on_disk(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """Run other statements in one transaction, in the writing thread."""
@@ -150,8 +159,7 @@ class RequestCache:
                 _confirm(group, None)
 
     def _write_group(self, group: list[_Waiting]) -> None:
-        records, payments = [record for record, _, _ in group], [p for _, paid, _ in group for p in paid]
-        self._transaction(lambda db: write(db, records, payments))
+        self._transaction(lambda db: write(db, (row for rows, _ in group for row in rows)))
 
     def _transaction(self, work: Callable[[sqlite3.Connection], object]) -> None:
         with readable(self.path), transaction(self._writer):
@@ -159,7 +167,7 @@ class RequestCache:
 
 
 def _confirm(group: list[_Waiting], error: BaseException | None) -> None:
-    for _, _, done in group:
+    for _, done in group:
         if not done.done():
             if error is None:
                 done.set_result(None)
@@ -223,12 +231,16 @@ class CachedEndpoint:
     async def _ask(self, key: str, request: Request) -> Reply | EndpointError:
         attempts = Attempts()
         counting = ATTEMPTS.set(attempts)
-        started = time.monotonic()
+        started, at = time.monotonic(), time.time()
         outcome: Reply | EndpointError
         try:
             outcome = await self._endpoint.complete(request)
         except EndpointError as error:
             outcome = error
+        except BaseException:  # the run ends; what its calls took stays known
+            if lost := self._lost(key, request, attempts, at):
+                self._cache.note(*lost)
+            raise
         finally:
             ATTEMPTS.reset(counting)
         record, payment = make_record(
@@ -243,11 +255,19 @@ class CachedEndpoint:
             seconds=time.monotonic() - started,
             price=self._price,
         )
-        unread = [unread_payment(record, used, self._price) for used in attempts.unread]
-        await self._cache.put(record, *unread, *([payment] if payment else []))
+        lost = self._lost(key, request, attempts, at)
+        await self._cache.put(record, *lost, *([payment] if payment else []))
         if self._bill is not None and payment is not None:
             self._bill.add(key, payment.prompt_tokens + payment.completion_tokens, payment.usd)
         return outcome
+
+    def _lost(self, key: str, request: Request, attempts: Attempts, at: float) -> list[Row]:
+        """What was taken for no reply: paid for what could not be read, or for all one knows, where none came in time."""
+        run, model, stage = self._run, self.model, request.stage
+        # `at` is not the record's own time, by which `price_later` finds the payment of its reply
+        unread = [unread_payment(key, run, model, stage, used, self._price, at=at) for used in attempts.unread]
+        timed_out = [TimedOut(run, model, stage, attempts.timed_out, at)] if attempts.timed_out else []
+        return [*unread, *timed_out]
 
 
 def is_hit(stored: Record, max_tokens: int, *, retry_failed: bool) -> bool:
@@ -308,8 +328,9 @@ def make_record(
     return record, Payment(key, run, model, request.stage, prompt, completion, guessed, usd, at)
 
 
-def unread_payment(record: Record, used: tuple[int, int], price: Prices | None) -> Payment:
-    """What was paid for a reply that could not be read, while this row's request was asked."""
-    at = record.at - record.seconds  # not the row's own time, by which `price_later` finds the payment of a reply
+def unread_payment(
+    key: str, run: str, model: str, stage: str, used: tuple[int, int], price: Prices | None, *, at: float
+) -> Payment:
+    """What was paid for a reply that could not be read."""
     usd = price.cost(*used) if price else None
-    return Payment(record.key, record.run, record.model, record.stage, *used, False, usd, at)
+    return Payment(key, run, model, stage, *used, False, usd, at)

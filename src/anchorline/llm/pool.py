@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from anchorline.errors import AnchorlineError, BadReply, EndpointError, RequestRefused, Throttled
+from anchorline.errors import AnchorlineError, BadReply, EndpointError, EndpointTimeout, RequestRefused, Throttled
 from anchorline.llm.breaker import Breaker
 from anchorline.llm.guess import guess_prompt_tokens
 from anchorline.llm.limits import Bucket, Slots
@@ -40,6 +40,8 @@ class Attempts:
     count: int = 0
     unread: list[tuple[int, int]] = field(default_factory=list)
     """Tokens of prompt and reply of each reply that could not be read and is to be paid for."""
+    timed_out: int = 0
+    """Calls without an answer in time: the endpoint may want them paid, too, and does not tell how much."""
 
 
 ATTEMPTS: ContextVar[Attempts | None] = ContextVar("attempts", default=None)
@@ -107,6 +109,8 @@ class Pool:
             except EndpointError as error:
                 if attempts is not None and isinstance(error, BadReply) and error.used is not None:
                     attempts.unread.append(error.used)
+                if attempts is not None and isinstance(error, EndpointTimeout):
+                    attempts.timed_out += 1
                 self._failed(error, started, loop.time())
                 raise
             except AnchorlineError as error:  # the key was refused: it would be for everybody

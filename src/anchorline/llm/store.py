@@ -1,8 +1,8 @@
 """The SQLite file of requests and payments: opened, checked, written in groups. It holds no key and no URL.
 
 Each answered or failed request is one row of `requests`. What was paid stands in `payments`, also where a row was
-replaced (a cut reply asked again) or pruned: so a budget still knows it. `waiting` and `batches` belong to the batch
-interface.
+replaced (a cut reply asked again) or pruned: so a budget still knows it. `timeouts` counts calls whose cost nobody told.
+`waiting` and `batches` belong to the batch interface.
 
 >>> connect(":memory:").execute("SELECT count(*) FROM requests").fetchone()
 (0,)
@@ -11,14 +11,14 @@ interface.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from anchorline.errors import CacheError, DataError
 
-VERSION = 2
+VERSION = 3
 MARK = 0x616E6C63
 """Tells our files from other SQLite files ("anlc")."""
 BUSY_MS = 60_000
@@ -46,8 +46,14 @@ CREATE TABLE waiting (
 ) WITHOUT ROWID;
 """
 """What was ordered by each batch file: two runs may have ordered the same request."""
+TIMEOUTS = """
+CREATE TABLE timeouts (
+    run TEXT NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL, calls INTEGER NOT NULL, at REAL NOT NULL
+);
+CREATE INDEX timeouts_by_run ON timeouts (run);
+"""
 RENAME, COPY = "ALTER TABLE waiting RENAME TO old", "INSERT INTO waiting SELECT * FROM old; DROP TABLE old"
-STEPS = {0: (TABLES, WAITING), 1: (RENAME, WAITING, COPY)}
+STEPS = {0: (TABLES, WAITING, TIMEOUTS), 1: (RENAME, WAITING, COPY, TIMEOUTS), 2: (TIMEOUTS,)}
 """By a file's format, what brings it to this one. In format 1 a request waited for one batch file only."""
 
 _WRITABLE = "make the file and its folder writable for you"
@@ -99,8 +105,22 @@ class Payment(NamedTuple):
     at: float
 
 
-PUT = f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(Record._fields))})"  # noqa: S608
-PAY = f"INSERT INTO payments VALUES ({', '.join('?' * len(Payment._fields))})"  # noqa: S608
+class TimedOut(NamedTuple):
+    """A row of `timeouts`: so many calls got no answer in time. What the endpoint wants for them, it has not told."""
+
+    run: str
+    model: str
+    stage: str
+    calls: int
+    at: float
+
+
+Row = Record | Payment | TimedOut
+INSERTS: dict[type[Row], str] = {
+    Record: f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(Record._fields))})",  # noqa: S608
+    Payment: f"INSERT INTO payments VALUES ({', '.join('?' * len(Payment._fields))})",  # noqa: S608
+    TimedOut: f"INSERT INTO timeouts VALUES ({', '.join('?' * len(TimedOut._fields))})",  # noqa: S608
+}
 
 
 @contextmanager
@@ -150,10 +170,10 @@ def connect(path: str | Path, *, must_exist: bool = False) -> sqlite3.Connection
     return db
 
 
-def write(db: sqlite3.Connection, records: list[Record], payments: list[Payment]) -> None:
+def write(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
     """Write a group, in the caller's transaction."""
-    db.executemany(PUT, records)
-    db.executemany(PAY, payments)
+    for row in rows:
+        db.execute(INSERTS[type(row)], row)
 
 
 def _prepare(db: sqlite3.Connection, path: str | Path) -> None:

@@ -346,8 +346,8 @@ def paid_so_far(context: RunContext, manifest: Manifest) -> dict[str, Any]:
     if not file.is_file():
         return {}
     with RequestCache(file) as cache:
-        by_stage = costs(cache, context.id)
-    if not by_stage:
+        by_stage, timed_out = costs(cache, context.id), cache.timed_out(context.id)
+    if not by_stage and not timed_out:
         return {}
     tokens = sum(cost["prompt_tokens"] + cost["completion_tokens"] for cost in by_stage.values())
     usd = known_sum([cost["usd"] for cost in by_stage.values()])
@@ -356,7 +356,7 @@ def paid_so_far(context: RunContext, manifest: Manifest) -> dict[str, Any]:
         sampled = [by_stage[name] for name in SAMPLED[made["maker"]] if name in by_stage]
         parts = [{"tokens": cost["prompt_tokens"] + cost["completion_tokens"], "usd": cost["usd"]} for cost in sampled]
         kept[stage] = a_pair([*parts, *([made["costs"]] if "costs" in made else [])], made["pairs"])
-    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": kept}
+    return {"stages": by_stage, "tokens": tokens, "usd": usd, "kept_pair": kept, "timed_out": timed_out}
 
 
 def versions() -> dict[str, str]:

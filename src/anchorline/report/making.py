@@ -51,6 +51,8 @@ class Making(NamedTuple):
     sets: list[MadeSet]
     costs: list[tuple[str, Mapping[str, Any]]]
     total: Mapping[str, Any]
+    timed_out: Any
+    """Calls of unknown cost."""
 
 
 def making(manifest: Mapping[str, Any]) -> Making:
@@ -60,7 +62,7 @@ def making(manifest: Mapping[str, Any]) -> Making:
     named = [(PURPOSES.get(name, name), mapping(cost)) for name, cost in stages.items()]
     counts = ("calls", "prompt_tokens", "completion_tokens")
     total = {"usd": costs.get("usd")} | {name: _summed([cost.get(name) for _, cost in named]) for name in counts}
-    return Making(list(_sets(manifest, mapping(costs.get("kept_pair")))), named, total)
+    return Making(list(_sets(manifest, mapping(costs.get("kept_pair")))), named, total, costs.get("timed_out"))
 
 
 def usd(amount: Any) -> str:
