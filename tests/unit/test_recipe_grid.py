@@ -149,6 +149,17 @@ def test_more_objectives_than_colours_are_told_apart_by_their_shapes():
     assert len(set(re.findall(r'class="key (s\d m\d)"', page))) == len(names)
 
 
+def test_the_text_keeps_its_columns_and_shows_no_share_as_all_that_is_not():
+    grid = CompareSettings(
+        sets=("clair",), objectives=("dpo", "apo_zero_unpaired=1,sft=0.25"), learning_rates=(1e-3,), seeds=(0,)
+    )
+    done = {cell: result(cell, [True] * 299 + [False]) for cell in planned(grid, {})}
+    before = {"share": 0.0, "n": 300, "words": 8.0, "beside": {}}
+    text = compare_text({"name": "x", "todo": 0, "before": before, **tabled(grid, {"clair": []}, done, keeps=keeps)})
+    head, *rows = text.splitlines()[2:5]
+    assert [line.index(end) + len(end) for line, end in ((head, "best"), *((row, "99.7") for row in rows))] == [47] * 3
+
+
 def test_a_contrast_is_between_learning_rates_that_both_sides_have():
     one, other = Cell("clair", "apo_zero", 1e-3, 0), Cell("stronger", "apo_zero", 1e-3, 0)
     done = {

@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from anchorline.report.charts import MARKS, Dot, Line, dot_chart, line_chart
-from anchorline.report.figures import number, percent
+from anchorline.report.figures import UNIT, number, percent
 from anchorline.report.files import write_page
 from anchorline.report.html import environment
 
@@ -78,20 +78,21 @@ def _curves(table: Mapping[str, Any]) -> Iterator[tuple[str, Markup]]:
 def compare_text(table: Mapping[str, Any]) -> str:
     """The table as plain text."""
     before = table["before"]
+    wide = max([18, *(len(row["objective"]) for row in table["rows"])])
     lines = [
         f"{table['name']}: {len(table['cells'])} cell{'s' * (len(table['cells']) != 1)}, {table['todo']} to go; "
         f"before training {percent(before['share'])} of "
         f"{before['n']} held-out answers keep every rule".replace("\u00a0", " "),
         "",
-        f"{'set':12}{'objective':18}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}"
+        f"{'set':12}{'objective':{wide}}{'best':>7}{'95 %':>13}{'mean':>7}{'seeds':>7}"
         f"{'drift':>8}{'95 %':>15}{'n':>5}{'words':>7}{'cut':>6}  rate",
     ]
     for row in table["rows"]:
         span = f"{100 * row['low']:.0f}-{100 * row['high']:.0f}"
         lines.append(
-            f"{row['maker']:12}{row['objective']:18}{100 * row['share']:>7.0f}{span:>13}{100 * row['mean_over_rates']:>7.0f}"
-            f"{_hundred(row['further_seeds']):>7}"
-            f"{row['drift']:>z8.3f}{_span(row):>15}{row.get('drift_n') or '–':>5}{row['words']:>7.0f}{100 * row['cut']:>6.0f}"
+            f"{row['maker']:12}{row['objective']:{wide}}{_hundred(row['share']):>7}{span:>13}"
+            f"{_hundred(row['mean_over_rates']):>7}{_hundred(row['further_seeds']):>7}"
+            f"{row['drift']:>z8.3f}{_span(row):>15}{row.get('drift_n') or '–':>5}{row['words']:>7.0f}{_hundred(row['cut']):>6}"
             f"  {row['learning_rate']:g} of {row['rates']}"
         )
     lines += ["", "paired differences on the same held-out prompts, in points"] if table["contrasts"] else []
@@ -112,4 +113,4 @@ def _span(row: Mapping[str, Any]) -> str:
 
 
 def _hundred(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f}"
+    return percent(value).removesuffix(UNIT)
