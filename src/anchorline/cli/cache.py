@@ -46,6 +46,8 @@ def show_stats(where: Where, as_json: Json = False) -> None:
                     f"  {title} {name}: {paid.calls} calls, {paid.prompt_tokens} prompt and {paid.completion_tokens} reply "
                     f"tokens, {usd}"
                 )
+        if found.timed_out:
+            print(f"  unknown cost: {found.timed_out} calls timed out, and the endpoint may want them paid")
         print(f"{found.bytes / 2**20:.1f} MiB")
 
     raise typer.Exit(exit_code(call))

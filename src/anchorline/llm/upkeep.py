@@ -41,6 +41,8 @@ class Stats(NamedTuple):
     rows_by_stage: dict[str, int]
     paid_by_model: dict[str, Paid]
     paid_by_stage: dict[str, Paid]
+    timed_out: int
+    """Calls of unknown cost."""
     bytes: int
 
 
@@ -72,6 +74,7 @@ def stats(path: str | Path) -> Stats:
             pairs("SELECT stage, count(*) FROM requests GROUP BY stage ORDER BY stage"),
             paid("model"),
             paid("stage"),
+            db.execute("SELECT coalesce(sum(calls), 0) FROM timeouts").fetchone()[0],
             size,
         )
 
