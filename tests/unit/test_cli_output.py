@@ -286,6 +286,23 @@ def test_a_name_too_long_is_one_line(command: list[str]) -> None:
     assert "File name too long" in done.stderr
 
 
+def test_a_process_beside_that_fails_lets_the_others_go_on_and_is_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def grid(recipe: Any, folder: Path, *, beside: Any, **_: Any) -> dict[str, int]:
+        folder.mkdir()
+        with beside(0.0):
+            pass
+        return {"todo": 1}
+
+    monkeypatch.setattr("anchorline.recipe.compare.compare", grid)
+    Path("recipe.yaml").write_text("name: tiny\n")  # the process beside finds no grid in it
+    done = CliRunner().invoke(app, ["compare", "recipe.yaml", "--out", "out", "--processes", "2", "--json"])
+    assert done.exit_code == 1 and one_object(done.stdout) == {"todo": 1}
+    assert done.stderr.startswith("error: process 2 ended with an error: out/process-2.log; the same command")
+    assert "`compare` needs `model`" in Path("out/process-2.log").read_text(encoding="utf-8")
+
+
 def test_a_set_says_why_an_endpoint_gave_no_answer_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     counts = Counts("clair")
     counts.add(Pair("a", (), "A", "B"))

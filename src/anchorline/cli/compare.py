@@ -57,6 +57,7 @@ def compare(
     """
 
     def call() -> None:
+        from anchorline.errors import AnchorlineError
         from anchorline.recipe import load_recipe
         from anchorline.recipe.compare import compare as run_grid
         from anchorline.report.compare_page import compare_text
@@ -64,12 +65,15 @@ def compare(
         loaded = load_recipe(recipe, overrides or [])
         folder = out or Path("runs") / loaded.name
         with progress() as shown:
-            beside = partial(further, again, folder, processes, max_minutes)
+            failed: list[str] = []
+            beside = partial(further, again, folder, processes, max_minutes, failed)
             table = run_grid(loaded, folder, max_minutes=max_minutes, beside=beside, progress=shown)
         if as_json:
             print_json(table)
         else:
             print(f"{compare_text(table)}\n{folder / 'compare.html'}")
+        if failed:
+            raise AnchorlineError(f"{'; '.join(failed)}; the same command goes on with what is left")
 
     again = [
         "compare",
@@ -82,11 +86,13 @@ def compare(
 
 
 @contextmanager
-def further(again: list[str], folder: Path, count: int, max_minutes: float | None, gone: float) -> Iterator[None]:
+def further(
+    again: list[str], folder: Path, count: int, max_minutes: float | None, failed: list[str], gone: float
+) -> Iterator[None]:
     """`count` processes at the grid, this one and further ones; each has its share of the cores, or a GPU of its own.
 
-    What the others say goes to OUT/process-N.log. They end by themselves, when no cell is left for them; with this one
-    they are stopped, also by `kill` or `timeout`; only after SIGKILL they go on.
+    What the others say goes to OUT/process-N.log, and who of them ended with an error to `failed`. They end by themselves,
+    when no cell is left for them; with this one they are stopped, also by `kill` or `timeout`; only after SIGKILL they go on.
     """
     if count == 1:
         yield
@@ -112,7 +118,7 @@ def further(again: list[str], folder: Path, count: int, max_minutes: float | Non
             yield
             for number, process in enumerate(started, start=2):
                 if process.wait():
-                    typer.echo(f"process {number} ended with an error: {folder / f'process-{number}.log'}", err=True)
+                    failed.append(f"process {number} ended with an error: {folder / f'process-{number}.log'}")
         finally:
             for process in started:
                 process.terminate()

@@ -21,6 +21,7 @@ from typing import Any
 
 from anchorline.data import answer_from_row, pair_from_row, pair_to_row, read_json, read_jsonl, write_json
 from anchorline.data.candidates import Candidate, Candidates
+from anchorline.data.jsonl import replacing
 from anchorline.errors import DataError, RecipeError
 from anchorline.judge.style_judge import style_judge
 from anchorline.llm.types import SampleSettings
@@ -281,5 +282,6 @@ def _write(
     table = {"name": context.recipe.name, "todo": to_come(grid, done), "before": before, **found}
     write_json(folder / "compare.json", table)
     write_compare_page(folder / "compare.html", table)
-    (folder / "compare.txt").write_text(compare_text(table), encoding="utf-8")
+    with replacing(folder / "compare.txt") as temporary:  # other processes write it, too
+        temporary.write_text(compare_text(table), encoding="utf-8")
     return table
