@@ -126,9 +126,12 @@ def quantile(ordered: Sequence[float], *, share: float) -> float:
 
 
 def histogram(ordered: Sequence[float], *, low: float, high: float) -> dict[str, list[float] | list[int]]:
-    """Equal bars from low to high; a value on an edge belongs to the bar on its right, the highest to the last bar."""
+    """Equal bars from low to high; a value on an edge belongs to the bar on its right, the highest to the last bar.
+
+    Where all are the same, they are one narrow bar in the middle of a span of 1.
+    """
     if low == high:
-        return {"edges": [low - 0.5, high + 0.5], "counts": [len(ordered)]}
+        low, high = low - 0.5, high + 0.5
     edges = [low + (high - low) * i / BINS for i in range(BINS)] + [high]
     counts = [0] * BINS
     for value in ordered:
