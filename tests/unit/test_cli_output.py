@@ -238,6 +238,21 @@ def test_bars_on_a_terminal_and_json_apart_from_them() -> None:
     assert "measure" in shown and "3/3" in shown and "pairs" in shown
 
 
+def test_names_are_shown_as_they_are() -> None:
+    for name in ("a[b]c", "a:smile:c"):
+        Path(f"{name}.jsonl").write_bytes(Path("pairs.jsonl").read_bytes() + b"{}\n")
+        out, shown = on_a_terminal("measure", "pairs.jsonl", "--against", f"{name}.jsonl")
+        assert f"measure {name}" in shown
+        assert f"┃ {name} " in out and f"{name} minus pairs" in out and f"left out: {name}.jsonl:4: " in out
+
+
+def test_a_name_that_closes_a_tag_of_rich_breaks_nothing() -> None:
+    Path("a[").mkdir()
+    Path("a[/b]c.jsonl").write_bytes(Path("pairs.jsonl").read_bytes())
+    _, shown = on_a_terminal("measure", "pairs.jsonl", "--against", "a[/b]c.jsonl", "pairs.jsonl", "--json")
+    assert "a[/b]c.jsonl" in shown
+
+
 ANCHORLINE = [sys.executable, "-m", "anchorline"]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from anchorline.cli.options import Json, Set, check_out, recipe_of_data, settings
-from anchorline.cli.show import exit_code, print_json, progress, recommended
+from anchorline.cli.show import console, exit_code, print_json, progress, recommended
 
 
 def advise(
@@ -102,32 +102,31 @@ def advise(
 
 
 def _tell(found: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    shown = console()
     table = Table("the policy's fresh answers", "win rate", f"{found['level']:.0%} interval", "n", "ties", "flips")
     for side in ("chosen", "rejected"):
         rate = found[side]
         share = "–" if rate["share"] is None else f"{rate['share']:.1%}"
         interval = "–" if rate["low"] is None else f"{rate['low']:.1%} to {rate['high']:.1%}"
         table.add_row(f"against {side}", share, interval, *(str(rate[name]) for name in ("n", "ties", "flips")))
-    console.print(table)
-    console.print(_judged(found), soft_wrap=True)
+    shown.print(table)
+    shown.print(_judged(found), soft_wrap=True)
     for warned in found["warnings"]:
-        console.print(f"Warning: {warned['text']}")
+        shown.print(f"Warning: {warned['text']}")
     flips = Table("wrong labels", "pull on the better", "on the worse", "on the margin (clean = 1)")
     for row in found["flips"][found["objective"]]:
         flips.add_row(f"{row['p']:.0%}", *(f"{row[name]:+.3f}" for name in ("better", "worse")), f"{row['margin']:.2f}")
-    console.print(f"Expected pull of {found['objective']} at the start, below 0 raises:")
-    console.print(flips)
+    shown.print(f"Expected pull of {found['objective']} at the start, below 0 raises:")
+    shown.print(flips)
     if "per_pair" in found:
         own = found["per_pair"]
         counts = ", ".join(f"{n} {name}" for name, n in sorted(own["counts"].items()))
         kept = f" ({own['kept']} had theirs already and keep it)" if own["kept"] else ""
-        console.print(f"{own['n']} pairs with their objective in {own['file']}: {counts}{kept}", soft_wrap=True)
-    console.print(f"All of it: {folder / 'advise.json'}")
-    console.print(f"Recommendation: {recommended(found)}. {_more(found)}", soft_wrap=True)
+        shown.print(f"{own['n']} pairs with their objective in {own['file']}: {counts}{kept}", soft_wrap=True)
+    shown.print(f"All of it: {folder / 'advise.json'}")
+    shown.print(f"Recommendation: {recommended(found)}. {_more(found)}", soft_wrap=True)
 
 
 def _judged(found: dict[str, Any]) -> str:

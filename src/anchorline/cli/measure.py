@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anchorline.cli.options import Json, Model, Set, check_out, is_recipe, refuse_overrides, run_stage, settings
-from anchorline.cli.show import exit_code, print_json, progress
+from anchorline.cli.show import console, exit_code, print_json, progress
 
 if TYPE_CHECKING:
     from anchorline.measure import Measured
@@ -175,49 +175,46 @@ def _tell(
 
 
 def _show(table: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     columns = ("mean", "p5", "p50", "p95")
     shown = Table("measure", *columns, title=f"{table['pairs']} pairs")
     for name, metric in table["metrics"].items():
         shown.add_row(name, *(_number(metric[column]) for column in columns))
-    console = Console()
-    console.print(shown)
+    terminal = console()
+    terminal.print(shown)
     for rule, count in table["rules"].items():
-        console.print(f"  {rule}: touched in {count} pairs", markup=False)
+        terminal.print(f"  {rule}: touched in {count} pairs")
     for problem in table["left_out"]:
-        console.print(f"left out: {problem}", markup=False)
+        terminal.print(f"left out: {problem}")
 
 
 def _show_sets(table: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Column, Table
 
     sets = table["sets"]
-    shown = Table(Column("mean (median)", min_width=21), *(escape(one["name"]) for one in sets))
+    shown = Table(Column("mean (median)", min_width=21), *(one["name"] for one in sets))
     shown.add_row("pairs", *(f"{one['pairs']}" for one in sets))
     for name in dict.fromkeys(name for one in sets for name in one["metrics"]):
         metrics = [one["metrics"].get(name) for one in sets]
         shown.add_row(name, *("–" if m is None else f"{_number(m['mean'])} ({_number(m['p50'])})" for m in metrics))
-    console = Console()
-    console.print(shown)
+    terminal = console()
+    terminal.print(shown)
     for other in table["matched"]:
         if not other["metrics"]:
-            console.print(f"{other['name']} and {other['against']} share no prompt", markup=False)
+            terminal.print(f"{other['name']} and {other['against']} share no prompt")
             continue
         title = f"{other['name']} minus {other['against']} on {other['prompts']} shared prompts"
         matched = Table(
-            Column("measure", min_width=21), "mean difference", "95 % interval", "higher", "lower", title=escape(title)
+            Column("measure", min_width=21), "mean difference", "95 % interval", "higher", "lower", title=title
         )
         for name, figures in other["metrics"].items():
             span = "–" if figures["low"] is None else f"{_number(figures['low'])} to {_number(figures['high'])}"
             matched.add_row(name, _number(figures["mean"]), span, str(figures["higher"]), str(figures["lower"]))
-        console.print(matched)
+        terminal.print(matched)
     for one in sets:
         for problem in one["left_out"]:
-            console.print(f"left out: {problem}", markup=False)
+            terminal.print(f"left out: {problem}")
 
 
 def _number(value: float) -> str:

@@ -13,10 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from anchorline.errors import UNANSWERED, AnchorlineError, EndedElsewhere, UserError
 from anchorline.progress import SILENT, Advance, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PLACES = {errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS}
 """What the system says of a path that the user can change."""
@@ -89,13 +92,19 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=not (sys.stdout.encoding or "utf-8").lower().startswith("utf")))
 
 
+def console(*, stderr: bool = False) -> Console:
+    """Where tables are printed: every name as it is, also one with `[bold]` or `:smile:` in it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
 @contextmanager
 def progress(*, wanted: bool = True) -> Iterator[Progress]:
     """Bars with rate and remaining time on a terminal, nothing elsewhere."""
     if not wanted or not sys.stderr.isatty():
         yield SILENT
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -108,7 +117,7 @@ def progress(*, wanted: bool = True) -> Iterator[Progress]:
 
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a file's name may be in it
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]} {task.fields[rate]}"),
@@ -116,7 +125,7 @@ def progress(*, wanted: bool = True) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), speed_estimate_period=60) as bars:
+    with Bars(*columns, console=console(stderr=True), speed_estimate_period=60) as bars:
         yield _Shown(bars)
 
 
