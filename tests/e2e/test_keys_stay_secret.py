@@ -111,6 +111,10 @@ def test_a_whole_run_with_a_key_that_servers_repeat(tmp_path: Path) -> None:
         "llm={key}",
         "llm.key={key}",
         "llm.reviser.model.key={key}",
+        "train.arguments={key}",
+        "train.arguments.hub_token={key}",
+        "train.arguments.fsdp_config={{api_key: {key}}}",
+        "train.arguments={{hub_token: {key}",
     ],
 )
 def test_a_key_in_the_wrong_place_is_refused_unseen(setting: str, key: str, tmp_path: Path) -> None:

@@ -337,6 +337,22 @@ def test_pairs_that_came_from_a_file_are_of_no_answers(folder: Path) -> None:
     assert "290 pairs; left out" in card and "from 300 answers" not in page
 
 
+@pytest.mark.parametrize(
+    ("maker", "says"),
+    [
+        ("clair", "290 pairs from 300 answers"),
+        ("on_policy", "290 pairs from 302 answers"),
+        ("off_policy", "290 pairs; left"),
+    ],
+)
+def test_the_answers_counted_are_those_that_the_maker_took(folder: Path, maker: str, says: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["makers"]["pairs"]["maker"] = maker
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "more-answers.jsonl").write_text('{"id": "a1#1"}\n{"id": "a2#1"}\n')
+    assert says in write_card(folder).read_text(encoding="utf-8")
+
+
 def test_several_completions_a_row_are_no_answers_of_the_policy(folder: Path) -> None:
     (folder / "answers.jsonl").write_text("")  # what a file of candidates leaves
     assert "290 pairs; left out" in write_card(folder).read_text(encoding="utf-8")

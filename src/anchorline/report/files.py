@@ -27,7 +27,7 @@ class ReportData:
     manifest: Mapping[str, Any] | None = None
     recipe: str | None = None
     sampled: int | None = None
-    """Answers of the policy that the pairs were made of; None where there were none, or other pairs were given."""
+    """Answers of the policy that the pairs were made of; None where there were none."""
     pairs: Sequence[Mapping[str, Any]] | None = None
     failures: Sequence[Mapping[str, Any]] | None = None
     measure: Mapping[str, Any] | None = None
@@ -52,14 +52,12 @@ def read_run_folder(run_folder: Path) -> ReportData:
     manifest, recipe = _json(run_folder / "manifest.json"), _text(run_folder / "recipe.yaml")
     if manifest is None and recipe is None:
         raise RunFolderError(f"{run_folder}: has neither recipe.yaml nor manifest.json; give the folder of a run")
-    given = "given" in mapping(mapping(manifest).get("stages"))  # answers of an earlier recipe may still lie there
-    answers = [_table(run_folder / name) for name in ("answers.jsonl", "unstyled-answers.jsonl")]
     return ReportData(
         name=str((manifest or {}).get("name") or run_folder.resolve().name),
         summary=_json(run_folder / "summary.json"),
         manifest=manifest,
         recipe=recipe,
-        sampled=None if given else sum(len(rows or ()) for rows in answers) or None,
+        sampled=_sampled(run_folder, mapping(manifest)),
         pairs=_table(run_folder / "pairs.jsonl"),
         failures=_table(run_folder / "failures.jsonl"),
         measure=_json(run_folder / "measure.json"),
@@ -70,6 +68,15 @@ def read_run_folder(run_folder: Path) -> ReportData:
         preference=_json(run_folder / "evals" / "preference.json"),
         drift=_json(run_folder / "evals" / "drift.json"),
     )
+
+
+def _sampled(run_folder: Path, manifest: Mapping[str, Any]) -> int | None:
+    """The policy's answers that the pairs' maker took; those of an earlier recipe may still lie beside them."""
+    maker = mapping(mapping(manifest.get("makers")).get("pairs")).get("maker")
+    if "given" in mapping(manifest.get("stages")) or maker == "off_policy":
+        return None
+    names = ["answers.jsonl", "unstyled-answers.jsonl", *(["more-answers.jsonl"] if maker == "on_policy" else [])]
+    return sum(len(_table(run_folder / name) or ()) for name in names) or None
 
 
 def write_page(target: Path, page: str) -> Path:
