@@ -441,6 +441,10 @@ def test_json_below_an_opening_is_the_answers(text: str, before: str, after: str
 def test_json_counts_where_it_is_the_reply() -> None:
     text = f"{TEXT}\n\n**Revised:** on Sunday."
     assert parse(f'{{"reasoning": "Why.\nRevised answer:\n", "revision": "{text}"}}').text == text
+    announced = f"Here is the revised answer:\n```json\n{json.dumps({'reasoning': 'Why.', 'revision': TEXT})}\n```"
+    assert parse(announced).text == TEXT
+    mentioned = f'I wrote {OPEN} there.\n**Revised answer:**\nSend {{"revision": "7"}} to it.'
+    assert parse(mentioned).status == "no_marker"
     assert parse('{"revision": "a"}\n{"revision": "b"}').status == "bad_json"
     assert parse('{"revision": "a", "revised_text": "b"}').status == "bad_json"
     assert parse('[{"revision": "a b"}, {"revision": "a b"}]').text == "a b"
@@ -494,6 +498,59 @@ def test_whatever_the_answer_is_a_clean_reply_gives_it_back(text: str, before: s
             "marker_inside",
             "dressed",
         )
+
+
+PARTS = (
+    "It left on Monday.", "It arrives on Friday, I think.", "", "## Revision", "Revised version:", "[END]", "</answer>",
+    "```", "```py", "---", "***", "# Title", "- item", "+44 20 7946", "> quoted", "    x = 1", '{"revision": "7"}',
+    '{"a": 1}', "<think>", "</think>", "Use <think> tags.", "<reasoning>", "[THINK]", "Teacher reasoning helps.",
+    "Note: it is late.", "(I corrected it.)", "~~~", "Answer:", "<<<", "<<<END", "**[Revision]**", "x\ry", "\u2028",
+    "\ufeff", "😀", "{", "N/A",
+)  # fmt: skip
+BEFORE = (
+    "", "Why.\n", "**Reasoning**\n\n- a\n\n", "<think>Hm.</think>\n", "Hm.\n</think>\n\n", "I'd use <think> here.\n",
+    f"<think>\n{OPEN}\nA draft.\n{CLOSE}\n</think>\n", "## Revision\nShorter.\n\n", "```\nopen\n",
+    'It says {"revision": "5"}.\n', f"I write {OPEN} now.\n",
+)  # fmt: skip
+AFTER = ("", " \n", "\nDone.", "<|im_end|>", "\n[END]", "\n```", "\n**Explanation:** shorter.", "\nI removed <think>.")
+ASKED_FOR = (
+    (f"{OPEN}\n", f"\n{CLOSE}"), (f"**{OPEN}**\n", f"\n**{CLOSE}**"), (f"{OPEN}:\n", f"\n{CLOSE}"),
+    ("[REVISED ANSWER]\n", "\n[END OF REVISED ANSWER]"), ("<revised_answer>\n", "\n</revised_answer>"),
+)  # fmt: skip
+
+
+@settings(max_examples=1000)
+@given(
+    st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("\n".join),
+    st.sampled_from(BEFORE), st.sampled_from(ASKED_FOR), st.sampled_from(AFTER), st.sampled_from(["", "\n"]),
+)  # fmt: skip
+@example("2. Two\n<think>x</think>", "Why.\n", ASKED_FOR[0], "\n[END]", "")
+@example("<<<END\n<think>x</think>", "Hm.\n</think>\n\n", ASKED_FOR[0], "\n[END]", "")
+@example("</think>\nImproved answer\nBye.", "Hm.\n</think>\n\n", ASKED_FOR[0], "\nDone.", "")
+@example("Hi.\n---\n```\nls\n```", "```\nopen\n", ASKED_FOR[1], "\nDone.", "")
+def test_a_framed_text_comes_back_whole_or_not_at_all(
+    text: str, before: str, frame: tuple[str, str], after: str, gap: str
+) -> None:
+    """Only thinking at its start and a fence around all of it are left out, which the status says."""
+    found = parse(before + frame[0] + gap + text + frame[1] + after, original=f"{ORIGINAL}\nTeacher reasoning helps.")
+    assert found.usable or found.status in STATUSES
+    if found.usable and found.text.strip() != text.strip():
+        assert "thinking" in found.status or "fence" in found.status
+        assert found.text in text and text.lstrip().startswith(("<", "[", "`", "~"))
+
+
+def test_what_stands_below_a_doubtful_end_is_not_dropped() -> None:
+    for below in ("~~~", "{", "😀"):
+        assert parse(f"Why.\n**Revised answer:**\n{TEXT}\n[END]\n{below}").status == "ambiguous"
+    assert parse(f"```\n**Revised answer:**\n{TEXT}\n[END]\n```").text == TEXT
+    assert parse(f"**{OPEN}**\n{TEXT}\n{CLOSE}\nBye.\n**{CLOSE}**").status == "ambiguous"
+    assert parse(f"{OPEN}\n{TEXT}\n<<<END").status == "ambiguous"
+    assert parse(f"{OPEN}\nSee {CLOSE}.").status == "ambiguous"
+    assert parse("## Revision\nShorter.\n\n**Revised answer:**\n```\n").status == "empty"
+    assert parse(f"**Revised answer:**\n{TEXT}\nTeacher reasoning:\nBye.").status == "marker_inside"
+    assert parse(f"**Revised answer:**\n---\n{TEXT}", original=f"---\n{ORIGINAL}").text == f"---\n{TEXT}"
+    in_json = json.dumps({"revision": f"{TEXT}\n<think>\nHm.\n</think>\nBye."})
+    assert parse(in_json).status == "ambiguous"
 
 
 NOISE = [

@@ -48,8 +48,8 @@ def has_tag(text: str) -> bool:
     return any(start in text for start in _STARTS) and _TAG.search(text) is not None
 
 
-def without_thinking(text: str) -> Spoken:
-    """One pass over the tags; the text between blocks stays as it is."""
+def without_thinking(text: str, *, gap: str = "") -> Spoken:
+    """One pass over the tags; the text between blocks stays as it is. `gap` is put where a block was."""
     if not has_tag(text):
         return Spoken(text, "")
     tags = list(_TAG.finditer(text))
@@ -73,7 +73,7 @@ def without_thinking(text: str) -> Spoken:
             thought += [*said, piece]
             said.clear()
         else:
-            said.append(piece)
+            said += [piece, gap]
         position, inside, mentioned = tag.end(), not closes, False
     (thought if inside else said).append(text[position:])
     return Spoken("".join(said), "".join(thought))

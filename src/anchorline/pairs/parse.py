@@ -22,6 +22,7 @@ marker may as well be part of the answer, and taking either side would cut it: `
 from __future__ import annotations
 
 import re
+from itertools import dropwhile
 from typing import NamedTuple
 
 from anchorline.judge.thinking import begins_thinking, said_alone, without_thinking
@@ -39,6 +40,7 @@ __all__ = ["CLOSE", "OPEN", "Parsed", "parse_revision"]
 _FENCE = re.compile(r"^[ \t]{0,3}(?P<mark>`{3,12}|~{3,12})[ \t]*(?P<code>[\w+-]*)[ \t\r]*$", re.MULTILINE)
 _PROSE_FENCES = ("", "text", "txt", "plaintext", "markdown", "md")
 _FENCE_AT_END = re.compile(r"\n[ \t]*```[ \t\r]*\Z")
+_RULE = re.compile(r"^[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*$", re.MULTILINE)
 _RULE_AT_START = re.compile(r"\A[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\n")
 _RULE_AT_END = re.compile(r"\n[ \t\r]*\n[ \t]*(?:-{3,80}|={3,80}|\*{3,80})[ \t\r]*\Z")
 _MARGIN = re.compile(r"(?:> ?|[ \t]{1,12})+")
@@ -49,13 +51,16 @@ _FRAME = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 """A line that frames, whatever it says: a misspelt or translated end; and a closing tag that ends a text."""
+_CUT = "\u2060"
+"""Stands for thinking that was taken out; markers may have it on their line."""
+_PAPERS = re.compile(r"student[ _-]?solution", re.IGNORECASE)
 _NAME = re.compile(r"revised[ _-]?answer|corrected[ _-]?student[ _-]?solution|<<<end>>>", re.IGNORECASE)
 _MOST_OPENINGS = 10
 """A reply with more goes round in circles."""
 _HEADING = 200
 """A longer line is no heading."""
-_PART_OF_END = 6
-"""An end marker that breaks off is known by so many characters."""
+_PART_OF_END = 8
+"""An end marker that breaks off is known by so many characters; fewer, such as "<<<END", may as well be the text's."""
 _SAME_LENGTH, _SAME_WORDS = 0.5, 0.3
 """Two wordings of one answer: at least half as long, and this overlap of words (real revisions have 0.28 on average)."""
 
@@ -149,11 +154,14 @@ def _clean(reply: str, original: str) -> _Found | None:
 
 
 def _tolerant(reply: str, original: str) -> _Found:
+    old_ends = "\r" in reply and "\n" not in reply
+    reply = reply.replace("\r", "\n") if old_ends else reply
     spoken, thought = without_thinking(reply)
-    odd = ["thinking"] if thought else []
-    if "\r" in spoken and "\n" not in spoken:
-        spoken, odd = spoken.replace("\r", "\n"), [*odd, "crlf"]
-    in_json = _json_reply(spoken, original)
+    odd = ["thinking"] * bool(thought) + ["crlf"] * old_ends
+    if thought and _straddles(reply, spoken, thought):
+        return _Found(status="ambiguous", reasoning=thought.strip())
+    marked = without_thinking(reply, gap=_CUT).text
+    in_json = _json_reply(marked, original)
     if in_json is not None:
         if in_json.revision is None:
             return _Found(status="bad_json", reasoning=thought.strip())
@@ -161,14 +169,30 @@ def _tolerant(reply: str, original: str) -> _Found:
         if any(marker.rank == "exact" for marker in find_markers(text)):
             inner = _framed(text, original)
             text = text if inner.status else inner.text
-        return _Found(_trimmed(said_alone(text)), in_json.reasoning or thought.strip(), (*odd, "json"))
+        said = said_alone(text)
+        if (thought and _CUT in text) or (said != text and (not begins_thinking(text) or _thinks_within(text))):
+            return _Found(status="ambiguous", reasoning=thought.strip())
+        return _Found(_trimmed(said), in_json.reasoning or thought.strip(), (*odd, "json"))
     found = _framed(spoken, original)
-    if thought and found.text.replace("\r", "") not in reply.replace("\r", "\n" * ("crlf" in odd)):
-        return _Found(
-            status="ambiguous", reasoning=thought.strip()
-        )  # what was taken for thinking may be the text's own
+    if thought and _CUT in _framed(marked, original).text.lstrip(f" \t\r\n{_CUT}"):
+        # what was taken for thinking may be the text's own
+        return _Found(status="ambiguous", reasoning=thought.strip())
     reasoning = "\n".join(part for part in (thought.strip(), found.reasoning) if part)
     return found._replace(reasoning=reasoning, oddities=(*odd, *found.oddities))
+
+
+def _straddles(reply: str, spoken: str, thought: str) -> bool:
+    """Whether what was taken for thinking holds the opening of a frame that ends behind it, or may do so."""
+    said, kept = ([m for m in find_markers(part) if _named(part, m)] for part in (spoken, thought))
+    if any(marker.kind == "open" for marker in said):
+        return False
+    opened = any(marker.kind == "open" for marker in kept)
+    return opened and (not begins_thinking(reply) or any(marker.kind == "end" for marker in said))
+
+
+def _thinks_within(text: str) -> bool:
+    """Whether thinking stands in the midst of a text or at its end, where it may as well be the text's own."""
+    return _CUT in without_thinking(text, gap=_CUT).text.lstrip(f" \t\r\n{_CUT}")
 
 
 def _json_reply(text: str, original: str) -> InJson | None:
@@ -176,8 +200,10 @@ def _json_reply(text: str, original: str) -> InJson | None:
     found = revision_in_json(text)
     if found is None or revision_in_json(original) is not None:
         return None
-    openings = _openings(text, _markers(text, original))
-    return found if all(found.start <= opening.start < found.end for opening in openings) else None
+    openings = [marker for marker in _markers(text, original) if marker.kind == "open" and _begins_line(text, marker)]
+    outside = [opening for opening in openings if not found.start <= opening.start < found.end]
+    announced = found.reasoning and all(opening.rank == "loose" for opening in outside)  # no answer has both keys
+    return found if announced or not outside else None
 
 
 def _framed(text: str, original: str) -> _Found:
@@ -203,7 +229,9 @@ def _framed(text: str, original: str) -> _Found:
     odd = [block.marker] * bool(block.marker) + ["repeated_marker"] * repeated + [block.end] * bool(block.end)
     if block.crlf:
         body, odd = body.replace("\r\n", "\n"), [*odd, "crlf"]
-    loose = block.marker == "loose_marker"  # such a heading often comes with a horizontal rule
+    loose = block.marker == "loose_marker" and not _RULE.search(
+        original
+    )  # such a heading often comes with a horizontal rule
     plainer = _without_heading(_without_rules(body) if loose else body, original)
     plainer = _without_rules(plainer) if loose else plainer
     if _trimmed(plainer) != _trimmed(body):
@@ -239,6 +267,8 @@ def _openings(text: str, markers: list[Marker]) -> list[Marker]:
     named = [marker for marker in opens if _named(text, marker)]
     counting = [marker for marker in strict if marker in named]
     counting = counting or ([marker for marker in opens if marker in named or marker in strict] if strict else opens)
+    # a heading such as "## Revision" above the marker that was asked for is the reasoning's
+    counting = list(dropwhile(lambda marker: marker not in named, counting)) or counting
     on_lines = [marker for marker in counting if _begins_line(text, marker) or _ends_line(text, marker)]
     if on_lines:
         return on_lines
@@ -267,10 +297,10 @@ def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Mar
     odd = {"exact": "", "close": "marker", "loose": "loose_marker"}[opening.rank]
     after = [marker for marker in markers if marker.start >= opening.end]
     limit = next((m.start for m in after if m in openings), len(text))
-    ends = _strictest(text, [marker for marker in after if marker.kind == "end" and marker.start < limit])
-    if not ends and opening.rank != "exact":
+    ends = [marker for marker in after if marker.kind == "end" and marker.start < limit]
+    end = _first_end(text, ends)
+    if end is None and _PAPERS.search(text, opening.start, opening.end):  # the paper's reply has two parts
         limit = next((m.start for m in after if m.kind == "reasoning" and m.start < limit), limit)
-    end = ends[0] if ends else None
     crlf = text[max(0, opening.end - 1) : opening.end + 1].startswith("\r") or text[opening.end :].startswith("\r\n")
     body = text[opening.end : limit if end is None else end.start]
     # on a marker's own line, the blank after it is not the text's
@@ -278,20 +308,31 @@ def _block(text: str, opening: Marker, openings: list[Marker], markers: list[Mar
     if end is not None:
         trailing = text[end.end : limit].strip().removeprefix("```").strip()
         plain_end = "" if end.rank == "exact" else "marker"
-        line_end = end.end if _begins_line(text, end) else (text + "\n").index("\n", end.end)
-        doubtful = text[end.end : max(ends[-1].start, line_end) if _named(text, end) else limit]
-        torn = any(map(str.isalnum, doubtful))
+        torn = _is_torn(text, end, ends, limit)
         return _Block(opening.start, body, True, crlf, odd, "trailing" if trailing else plain_end, torn)
     last = body.rstrip().rpartition("\n")[2].strip()
-    if len(last) >= _PART_OF_END and CLOSE.startswith(last):
-        body = body.rstrip().removesuffix(last)
-    return _Block(opening.start, body, False, crlf, odd, "no_end", torn=False)
+    part = bool(last) and CLOSE.startswith(last)
+    if part and len(last) >= _PART_OF_END:
+        body, part = body.rstrip().removesuffix(last), False
+    return _Block(opening.start, body, False, crlf, odd, "no_end", torn=part)
 
 
-def _strictest(text: str, ends: list[Marker]) -> list[Marker]:
-    """The ends of the strictest kind that there is; looser ones between them and an opening are lines of the text."""
-    kinds = {marker: (marker.rank != "exact", not _named(text, marker)) for marker in ends}
-    return [marker for marker in ends if kinds[marker] == min(kinds.values())]
+def _first_end(text: str, ends: list[Marker]) -> Marker | None:
+    """The first end of the strictest kind that there is; looser ones between it and an opening are lines of the text."""
+    return min(ends, key=lambda end: (end.rank != "exact", not _named(text, end), end.start), default=None)
+
+
+def _is_torn(text: str, end: Marker, ends: list[Marker], limit: int) -> bool:
+    """Whether what stands behind an end may belong to the text before it.
+
+    A line like "[END]" may be the text's own; so may an end within a sentence, or one above another.
+    """
+    if not _named(text, end):
+        return bool(text[end.end : limit].strip().removeprefix("```").strip())
+    if not _begins_line(text, end) and text[end.end : limit].partition("\n")[0].strip():
+        return True
+    last = max(each.start for each in ends if each is end or (_named(text, each) and _begins_line(text, each)))
+    return last > end.start and bool(text[end.end : last].strip())
 
 
 def _named(text: str, marker: Marker) -> bool:
