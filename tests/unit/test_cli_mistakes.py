@@ -601,10 +601,12 @@ def test_an_unexpected_error_is_one_line_and_not_the_users(place: Path, monkeypa
         ["run", "--nope", "x"],
         ["nope"],
         ["run", "a", "b"],
+        ["pairs", "on-policy", "r/recipe.yaml", "--reviser", "gpt"],
+        ["pairs", "clair", "r/recipe.yaml", "--stronger", "gpt"],
         *(["cache", "prune", "c.sqlite", "--older-than", days] for days in ("nan", "inf", "-1", "1e300")),
     ],
 )
-def test_wrong_usage(words: list[str]) -> None:
+def test_wrong_usage(place: Path, words: list[str]) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr
 

@@ -146,6 +146,11 @@ def pairs(
         if unused:
             raise typer.Exit(exit_code(lambda: _refuse(unused, source)))
         raise typer.Exit(exit_code(lambda: _from_file(source, out, style, trust_code=trust_code, as_json=as_json)))
+    for option, model, its in (("--reviser", reviser, "clair"), ("--stronger", stronger, "stronger")):
+        if model is not None and maker not in (None, its):
+            raise typer.BadParameter(
+                f"{words[0]} asks no such model; leave it out, or make the pairs by {its}", param_hint=option
+            )
     # a set beside the run's own pairs leaves the recipe's maker alone
     named = {"style": style, "trust_code": trust_code or None, "pairs__maker": None if is_recipe(source) else maker}
     for name, model, own in (("reviser", reviser, "rules"), ("judge", judge, "style")):
