@@ -406,6 +406,18 @@ def test_a_disk_that_gets_full_ends_the_run_before_more_is_paid(file: Path) -> N
         assert len(fake.asked) == asked
 
 
+def test_a_row_that_the_file_cannot_hold_does_not_end_the_run(file: Path) -> None:
+    fake = FakeEndpoint([Reply("fine", "stop", 2**70, 1), "fine"])  # a bug of ours: counts of HTTP are bounded
+
+    async def main(endpoint: CachedEndpoint) -> None:
+        with pytest.raises(OverflowError):
+            await endpoint.complete(HELLO)
+        assert (await endpoint.complete(replace(HELLO, index=1))).text == "fine"
+
+    with RequestCache(file) as cache:
+        asyncio.run(main(CachedEndpoint(fake, cache, run="r")))
+
+
 def test_a_file_that_takes_no_writes_is_told_before_anything_is_asked(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,8 @@
 Before a call its worst case is set aside: the prompt and `max_tokens` of reply. Where that no longer fits, the call waits
 until calls in flight are settled, which usually frees most of what they had set aside; where nothing is in flight any
 more, the run stops. So the limit is never passed (but for what a prompt's tokens were guessed wrong, and for replies of
-one request that could not be read: they are paid, too), and the run does not stop before less than one call's worst case
-is left.
+one request that could not be read, which are paid, too, and calls that timed out, whose cost nobody tells), and the run
+does not stop before less than one call's worst case is left.
 
 >>> import asyncio
 >>> from anchorline.llm.fake import FakeEndpoint

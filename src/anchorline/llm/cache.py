@@ -26,6 +26,7 @@ from typing import Any, Self, cast
 
 from anchorline.errors import (
     BadReply,
+    CacheError,
     ConnectionLost,
     EndpointError,
     EndpointTimeout,
@@ -70,7 +71,7 @@ class RequestCache:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-cache")
         self._pending: list[_Waiting] = []
         self._writing: asyncio.Task[None] | None = None
-        self._broken: Exception | None = None
+        self._broken: CacheError | None = None
         try:
             self._transaction(lambda _: None)  # a file that takes no writes is told before the first reply is paid
         except BaseException:
@@ -153,7 +154,8 @@ class RequestCache:
             try:
                 await loop.run_in_executor(self._thread, self._write_group, group)
             except Exception as error:
-                self._broken = error
+                if isinstance(error, CacheError):  # anything else is about these rows
+                    self._broken = error
                 _confirm(group, error)
             else:
                 _confirm(group, None)
