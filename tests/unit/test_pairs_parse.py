@@ -449,6 +449,9 @@ def test_json_counts_where_it_is_the_reply() -> None:
     assert parse('{"revision": "a", "revised_text": "b"}').status == "bad_json"
     assert parse('[{"revision": "a b"}, {"revision": "a b"}]').text == "a b"
     assert parse('{"revision": "7"}', original='{"revision": "6"}').status == "no_marker"
+    own = '{"revision": "7"}'
+    announced = f"Here is the revised answer:\n```json\n{json.dumps({'reasoning': 'Why.', 'revision': own})}\n```"
+    assert parse(announced, original='{"revision": "6"}').text == own
 
 
 def test_json_that_is_the_answer_stays() -> None:

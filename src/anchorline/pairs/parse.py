@@ -181,9 +181,11 @@ def _thinks_within(text: str) -> bool:
 def _json_reply(text: str, original: str) -> InJson | None:
     """The JSON object that is the reply. Below an opening, or where the original has one such, JSON is the answer's."""
     found = revision_in_json(text)
-    if found is None or revision_in_json(original) is not None:
+    if found is None:
         return None
+    had = revision_in_json(original)
     openings = [marker for marker in own_markers(text, original) if marker.kind == "open" and begins_line(text, marker)]
     outside = [opening for opening in openings if not found.start <= opening.start < found.end]
-    announced = found.reasoning and all(opening.rank == "loose" for opening in outside)  # no answer has both keys
-    return found if announced or not outside else None
+    if found.reasoning and (had is None or not had.reasoning):  # few answers have a reasoning beside a revision
+        return found if all(opening.rank == "loose" for opening in outside) else None
+    return found if had is None and not outside else None
