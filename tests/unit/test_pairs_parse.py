@@ -449,6 +449,10 @@ def test_json_counts_where_it_is_the_reply() -> None:
     assert parse('{"revision": "a", "revised_text": "b"}').status == "bad_json"
     assert parse('[{"revision": "a b"}, {"revision": "a b"}]').text == "a b"
     assert parse('{"revision": "7"}', original='{"revision": "6"}').status == "no_marker"
+    ends = json.dumps({"revision": f"Improved answer\n{TEXT}\n{CLOSE}"})
+    assert parse(ends).status == "marker_inside"
+    pythons = f"Send:\n{{'revision': '7'}}\n{TEXT}"
+    assert parse(f"Why.\n**Revised answer:**\n{pythons}").text == parse(json.dumps({"revision": pythons})).text == pythons
     own = '{"revision": "7"}'
     announced = f"Here is the revised answer:\n```json\n{json.dumps({'reasoning': 'Why.', 'revision': own})}\n```"
     assert parse(announced, original='{"revision": "6"}').text == own

@@ -144,7 +144,7 @@ def _opening(match: re.Match[str]) -> Marker | None:
     alone = match["eol"] is not None
     if colon and match["gap"].strip(" \t\r-") in ("|", ">"):
         return None  # "revision: |": YAML, whose text is indented
-    if not alone and colon and '"' in match["opens"]:
+    if not alone and colon and match["opens"][-1:] in ('"', "'"):
         return None  # '"revision": "It left."': a key of JSON
     if not alone and not (framed or bold or colon):
         return None  # "Revised answers are …": a sentence

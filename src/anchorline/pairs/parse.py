@@ -149,7 +149,7 @@ def _tolerant(reply: str, original: str) -> Found:
         if in_json.revision is None:
             return Found(status="bad_json", reasoning=thought.strip())
         text = in_json.revision
-        if any(marker.rank == "exact" for marker in find_markers(text)):
+        if any((marker.kind, marker.rank) == ("open", "exact") for marker in find_markers(text)):
             inner = framed(text, original)
             text = text if inner.status else inner.text
         said = said_alone(text)
