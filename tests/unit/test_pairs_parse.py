@@ -326,6 +326,24 @@ PRESCRIBED = (
 
 
 @pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("```", "```"),
+        ("## Revision", "Bye."),
+        ("Revised answer:", "Bye."),
+        ("Hello.", "</answer>"),
+        ("Hello.", "[END]"),
+    ],
+)
+def test_what_a_style_prescribes_is_no_frame(opening: str, closing: str) -> None:
+    edges = [{"kind": "starts_with", "text": opening}, {"kind": "ends_with", "text": closing}]
+    style, text = parse_style({"name": "s", "rules": edges}), f"{opening}\n{TEXT}\n{closing}"
+    for reply in (framed(text), framed(text, after="\nDone."), f"Why.\n{OPEN}\n{text}", f"Why.\n**{OPEN}**\n{text}"):
+        assert parse_revision(reply, original=ORIGINAL, style=style).text == text
+        assert parse_revision(reply, original=ORIGINAL, style=style).usable
+
+
+@pytest.mark.parametrize(
     "rule", PRESCRIBED, ids=lambda rule: f"{rule['kind']}: {rule['text' if 'text' in rule else 'term']}"
 )
 def test_what_a_style_prescribes_is_no_chatter(rule: dict[str, Any]) -> None:
@@ -452,7 +470,9 @@ def test_json_counts_where_it_is_the_reply() -> None:
     ends = json.dumps({"revision": f"Improved answer\n{TEXT}\n{CLOSE}"})
     assert parse(ends).status == "marker_inside"
     pythons = f"Send:\n{{'revision': '7'}}\n{TEXT}"
-    assert parse(f"Why.\n**Revised answer:**\n{pythons}").text == parse(json.dumps({"revision": pythons})).text == pythons
+    assert (
+        parse(f"Why.\n**Revised answer:**\n{pythons}").text == parse(json.dumps({"revision": pythons})).text == pythons
+    )
     own = '{"revision": "7"}'
     announced = f"Here is the revised answer:\n```json\n{json.dumps({'reasoning': 'Why.', 'revision': own})}\n```"
     assert parse(announced, original='{"revision": "6"}').text == own

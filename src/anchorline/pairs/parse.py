@@ -42,7 +42,7 @@ from anchorline.pairs.json_reply import InJson, revision_in_json
 from anchorline.pairs.markers import CLOSE, OPEN, find_markers, has_marker
 from anchorline.pairs.phrases import is_excuse, is_refusal, no_answer, self_reference
 from anchorline.pairs.remarks import added_label, closing_remark
-from anchorline.style import Style, without_prescribed
+from anchorline.style import Style, prescribed, without_prescribed
 from anchorline.types import Messages
 
 __all__ = ["CLOSE", "OPEN", "Parsed", "parse_revision"]
@@ -77,7 +77,8 @@ def parse_revision(
 
     What the rules of `style` prescribe word for word ("Here is your answer:") is no chatter.
     """
-    found = _clean(reply, original) or _tolerant(reply, original)
+    own = original if style is None else "\n".join((original, *prescribed(style, prompt)))
+    found = _clean(reply, own) or _tolerant(reply, own)
     if has_marker(found.text):
         found = found._replace(text="", status="marker_inside")
     status = {"filter": "filtered", "length": "truncated", "refusal": "refused"}.get(finish) or found.status
@@ -88,7 +89,7 @@ def parse_revision(
     said, had = (each if style is None else without_prescribed(style, prompt, each) for each in (found.text, original))
     if not status and any(map(str.isalnum, said)):
         status = _fault(said, had, asked, ended="no_end" not in found.oddities)
-    if not status and _FRAME.search(found.text) and not _FRAME.search(original):
+    if not status and _FRAME.search(found.text) and not _FRAME.search(own):
         found, status = found._replace(text=""), "marker_inside"
     return Parsed(status or _how(found.oddities), found.text, found.reasoning)
 

@@ -8,7 +8,7 @@
 from anchorline.style.load import load_style, parse_style
 from anchorline.style.rules import Rule
 from anchorline.style.sentences import without_torn_end
-from anchorline.style.style import MAX_TEXT, Repair, Style, check, repair, without_prescribed
+from anchorline.style.style import MAX_TEXT, Repair, Style, check, prescribed, repair, without_prescribed
 
 __all__ = [
     "MAX_TEXT",
@@ -18,6 +18,7 @@ __all__ = [
     "check",
     "load_style",
     "parse_style",
+    "prescribed",
     "repair",
     "without_prescribed",
     "without_torn_end",

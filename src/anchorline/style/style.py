@@ -90,11 +90,22 @@ def without_prescribed(style: Style, prompt: Messages, text: str) -> str:
     >>> without_prescribed(style, (), "Here is the answer: it left.")
     'it left.'
     """
-    prompt = _bounded(prompt)
-    text = _own_text(text, _frame(style, prompt))
-    for fact in (rule.resolve(prompt) for rule in style.rules if isinstance(rule, States)):
-        text = text.replace(fact, " ", 1) if fact else text
+    text = _own_text(text, _frame(style, _bounded(prompt)))
+    for fact in _facts(style, prompt):
+        text = text.replace(fact, " ", 1)
     return text.strip()
+
+
+def prescribed(style: Style, prompt: Messages) -> tuple[str, ...]:
+    """All texts that `without_prescribed` leaves out."""
+    frame = _frame(style, _bounded(prompt))
+    edges = (edge for edge in (frame.opening, frame.closing) if edge)
+    return (*edges, *(addition.sentence for addition in frame.additions), *_facts(style, prompt))
+
+
+def _facts(style: Style, prompt: Messages) -> list[str]:
+    stated = (rule.resolve(_bounded(prompt)) for rule in style.rules if isinstance(rule, States))
+    return [fact for fact in stated if fact]
 
 
 def _kept(style: Style, prompt: Messages, text: str) -> dict[str, bool]:
