@@ -377,6 +377,11 @@ def test_a_short_answer_is_one(text: str) -> None:
     assert parse(framed(text)).usable
 
 
+def test_one_mark_of_the_answers_excuses_no_other() -> None:
+    assert parse(framed(f"[user]\n{TEXT}"), original=f"[user]\n{ORIGINAL}").status == "clean"
+    assert parse(framed(f"[user]\n{TEXT}<|im_end|>"), original=f"[user]\n{ORIGINAL}").status == "dressed"
+
+
 def test_an_answer_that_declines_may_go_on_declining() -> None:
     assert parse(framed("I cannot help with that today."), original="I cannot help with that!").status == "clean"
 

@@ -46,15 +46,14 @@ _DRESSES: dict[str, re.Pattern[str]] = {
         r"~~(?! )[^~\n]{1,2000}(?<! )~~|\[-[^\n]{1,2000}?-\]|\{\+[^\n]{1,2000}?\+\}|\{\+\+|<del>|<ins>",
     ),
     "escaped line breaks": re.compile(r"\A\\n.*\\n\Z"),
-    "a model's own marks": re.compile(
-        r"<\|[a-z_]{2,20}\|>|</?s>\Z|<(?:start|end)_of_turn>|(?-i:\[/?INST\]|<</?SYS>>)"
-        r"|^[ \t]{0,4}\[(?:user|human|assistant|system)\]:?[ \t\r]*$(?!\n[^\n]*=)",
-        re.IGNORECASE | re.MULTILINE,
-    ),
 }
 """Each is one pass over the text."""
-
-
+_MARKS = re.compile(
+    r"<\|[a-z_]{2,20}\|>|</?s>\Z|<(?:start|end)_of_turn>|(?-i:\[/?INST\]|<</?SYS>>)"
+    r"|^[ \t]{0,4}\[(?:user|human|assistant|system)\]:?[ \t\r]*$(?!\n[^\n]*=)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What no writer means to write; an original that has one excuses no other."""
 _SIGNED = re.compile(r"^\+.*\n(?:.*\n)?-|^-.*\n(?:.*\n)?\+", re.MULTILINE)
 """A line with a plus and one with a minus, side by side: edit marks, or a list and a number of a telephone."""
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[ \t]+")
@@ -67,6 +66,8 @@ def dress(text: str, original: str) -> str | None:
     bare = text.strip()
     if bare in original:
         return None
+    if any(mark[0] not in original for mark in _MARKS.finditer(bare)):
+        return "a model's own marks"
     for name, pattern in _DRESSES.items():
         if pattern.search(bare) and not pattern.search(original.strip()):
             return name
