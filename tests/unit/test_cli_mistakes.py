@@ -40,7 +40,7 @@ def nothing() -> None: ...
 def text(file: str, content: str | bytes) -> Callable[[], object]:
     """Write a file."""
     raw = content.encode() if isinstance(content, str) else content
-    return lambda: (Path(file).parent.mkdir(exist_ok=True), Path(file).write_bytes(raw))
+    return lambda: (Path(file).parent.mkdir(parents=True, exist_ok=True), Path(file).write_bytes(raw))
 
 
 def recipe(**changes: object) -> Callable[[], object]:
@@ -473,6 +473,12 @@ MISTAKES = [
         text("e/evaluation.json", '{"model": "other", "tasks": {}}'),
         ("e holds the evaluation of other, not of ./no", "another folder"),
         (*EVAL, "r/train.jsonl", "--out", "e"),
+    ),
+    Mistake(
+        "a model that is not there, after another one",
+        text("runs/eval/evaluation.json", '{"model": "other", "tasks": {}}'),
+        ("no model at './no'",),
+        (*EVAL, "r/train.jsonl"),
     ),
     Mistake(
         "an evaluation in the place of something else",

@@ -137,7 +137,7 @@ def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_js
     except ValidationError as error:
         raise RecipeError(f"eval: {problem(error)}") from None
     folder = out or Path("runs/eval")
-    _check_folder(folder, asked)
+    _check_folder(folder, asked, named=out is not None)
     table: dict[str, Any] = {}
     with progress() as shown:
         for table in evaluate_all(Evaluation(asked, folder, progress=shown)):
@@ -149,8 +149,11 @@ def _evaluate(data: dict[str, Any], words: list[str], out: Path | None, *, as_js
         _show(table, folder)
 
 
-def _check_folder(folder: Path, asked: EvaluationSettings) -> None:
-    """Make it, and refuse one in which something would be lost: what is read, or another model's evaluation."""
+def _check_folder(folder: Path, asked: EvaluationSettings, *, named: bool) -> None:
+    """Make it, and refuse one in which something would be lost: what is read, or another model's evaluation.
+
+    A folder that was not `named` holds the evaluation that was asked for last.
+    """
     from anchorline.data import check_place, read_json
     from anchorline.data.jsonl import writing
     from anchorline.errors import RecipeError
@@ -169,7 +172,7 @@ def _check_folder(folder: Path, asked: EvaluationSettings) -> None:
     there = read_json(file)
     if not isinstance(there, dict) or "model" not in there:
         raise RecipeError(f"{file} is not an evaluation of anchorline; name another folder with --out")
-    if there["model"] != asked.model:
+    if named and there["model"] != asked.model:
         raise RecipeError(
             f"{folder} holds the evaluation of {there['model']}, not of {asked.model}; name another folder with --out"
         )
