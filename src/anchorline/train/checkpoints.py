@@ -96,7 +96,7 @@ def continues(folder: Path, call: Mapping[str, Any]) -> None:
         TrainingError: the checkpoints are of another call, which would be continued with other rows or settings.
 
     """
-    digests = {name: hashlib.sha256(ascii(value).encode()).hexdigest()[:16] for name, value in call.items()}
+    digests = {name: _digest(value) for name, value in call.items()}
     if (folder / CALL).is_file() and (newest := newest_checkpoint(folder)):
         begun = read_json(folder / CALL)
         if other := sorted(name for name in digests if begun.get(name) != digests[name]):
@@ -137,6 +137,15 @@ def _bring(written: Path, target: Path, state: Any, *, keep: int) -> None:
     kept = max(keep - (best is not None and best != str(target)), 1)
     for old in others[: max(len(others) - kept, 0)]:
         remove(old)
+
+
+def _digest(value: Any) -> str:
+    digest = hashlib.sha256()
+    for part in (
+        value if isinstance(value, (list, tuple)) else [value]
+    ):  # all rows as one text would take their memory again
+        digest.update(ascii(part).encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _sync_folder(folder: Path) -> None:
