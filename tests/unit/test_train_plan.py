@@ -21,7 +21,7 @@ from anchorline.train.attention import PACKED
 from anchorline.train.config import RetainSettings
 from anchorline.train.footprint import Footprint, line, measure_row
 from anchorline.train.layout import pack
-from anchorline.train.plan import packing, plan, token_table
+from anchorline.train.plan import HELD, packing, plan, token_table
 from anchorline.train.retain import Retained
 from anchorline.train.run import train
 from anchorline.train.tokenise import tokenise
@@ -143,6 +143,15 @@ def test_memory_and_time_are_sums_of_their_parts(model):
     assert found["parameters"]["trained"] < found["parameters"]["all"]
     longer = [plan(ROWS, model, settings(tokens_per_row=size))["packing"]["longest_row"] for size in (1, 45, 100)]
     assert all(a < b for a, b in pairwise(longer))
+
+
+def test_the_memory_of_logits_is_what_the_head_holds(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr("anchorline.train.plan.room_bytes", lambda *given: asked.append(given) or 2**30)
+    found = plan(ROWS, model, settings(dtype="float32"))
+    vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
+    assert asked == [(found["packing"]["longest_row"], vocabulary, torch.float32, "cpu")]
+    assert found["memory"]["parts_gib"]["logits"] == HELD
 
 
 def test_answers_that_are_to_stay_are_counted_as_training_takes_them(model, tmp_path, monkeypatch):
