@@ -109,6 +109,7 @@ def pairs(
 
     With a maker's name the set goes to sets/MAKER of the run folder, beside the others; matched.jsonl holds the pairs whose
     prompts all sets have. Every reply is kept in requests.sqlite and never paid for again.
+    Of a file without a maker, what falls out goes beside --out: for made.jsonl to made.failures.jsonl.
 
     [bold]Examples[/bold]
 
