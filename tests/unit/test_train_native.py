@@ -14,6 +14,7 @@ import transformers
 from test_train_toys import PAD, SIZES, example, llama, tiny
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
@@ -24,7 +25,8 @@ from anchorline.train.attention import PACKED, packed_attention
 from anchorline.train.cpu_attention import row_attention, sequences_of
 from anchorline.train.forward import example_logps, example_token_logps
 from anchorline.train.layout import Branching, pack
-from anchorline.train.native import Native, _compiled, _processor, native, unchanging
+from anchorline.train.native import LISTED, Native, _compiled, _processor, native, unchanging
+from anchorline.train.profile import time_shares
 
 FORMAT = 2**-8
 """What a figure in bfloat16 may be off by its rounding alone."""
@@ -174,7 +176,14 @@ def test_scores_far_apart_neither_overflow_nor_vanish(compiled):
 
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs", "biased"),
-    [(700, 96, 160, True), (100, 64, 773, False), (7, 16, 576, True), (300, 20, 10, True), (1, 1, 1, False)],
+    [
+        (700, 96, 160, True),
+        (100, 64, 773, False),
+        (7, 16, 576, True),
+        (300, 20, 10, True),
+        (1, 1, 1, False),
+        (270, 2000, 70, True),
+    ],
 )
 def test_a_linear_layer_and_a_transposition_are_torchs(compiled, rows, inputs, outputs, biased):
     x, weight = draw(rows, inputs), draw(outputs, inputs, seed=1)
@@ -186,15 +195,10 @@ def test_a_linear_layer_and_a_transposition_are_torchs(compiled, rows, inputs, o
     wide = torch.full((rows, outputs + 5), 7.0).bfloat16()
     compiled.linear(draw(rows, inputs + 3)[:, :inputs], weight, bias, out=wide[:, :outputs])
     assert bool((wide[:, outputs:] == 7).all()), "nothing beside is written"
-    y, other = draw(rows, 5, seed=3), draw(outputs, 5, seed=4)
-    for factor in (1.0, 0.3):
-        found = compiled.linear(x, weight, bias, beside=(y, other), factor=factor)
-        assert off(found, truth + factor * (y.double() @ other.double().T)) < FORMAT
-    grad, down = draw(rows, outputs, seed=5), draw(5, inputs, seed=6)
+    grad = draw(rows, outputs, seed=5)
     truth = grad.double() @ weight.double()
     found = compiled.linear_backward(grad, weight)
     assert off(found, truth) < FORMAT and torch.equal(compiled.linear_backward(grad[-3:], weight), found[-3:])
-    assert off(compiled.linear_backward(grad, weight, beside=(y, down)), truth + y.double() @ down.double()) < FORMAT
     assert torch.equal(compiled.transposed(x), x.T) and compiled.transposed(x).is_contiguous()
     assert torch.equal(compiled.transposed(draw(inputs, rows).T), draw(inputs, rows).T.T)
 
@@ -216,16 +220,78 @@ def test_a_weight_that_does_not_change_is_packed_once(compiled, calls):
     assert torch.equal(compiled.linear(x, weight), truth[0] * 2), "outside nothing is kept"
 
 
-@pytest.mark.parametrize(("rows", "m", "n"), [(700, 16, 576), (1, 3, 1), (64, 40, 33), (65, 32, 64), (0, 4, 8)])
-def test_a_thin_weights_gradient_is_torchs(compiled, threads, rows, m, n):
-    a, b = draw(rows, m + 1)[:, :m], draw(rows, n, seed=1)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(700, 576, 200), (1, 3, 1), (64, 40, 33), (0, 4, 8), (90, 20, 9000)]
+)
+def test_a_weights_gradient_is_the_product_in_float32(compiled, threads, rows, inputs, outputs):
+    grad, x = draw(rows, outputs + 1)[:, :outputs], draw(rows, inputs + 2, seed=1)[:, :inputs]
+    truth = grad.double().T @ x.double()
     found = []
     for count in (1, 2):
         threads(count)
-        found.append(compiled.crossed(a, b, 0.3))
-    assert torch.equal(*found) and found[0].shape == (m, n)
-    truth = 0.3 * a.double().T @ b.double()
-    assert float((found[0].double() - truth).norm()) <= FORMAT * float(truth.norm())
+        found.append(compiled.weight_gradient(grad, x))
+    assert torch.equal(*found) and found[0].dtype == torch.float32 and found[0].shape == truth.shape
+    assert float((found[0] - truth).norm()) <= 1e-5 * float(truth.norm())
+    there = torch.ones_like(found[0])
+    assert compiled.weight_gradient(grad, x, there) is there and torch.equal(there, found[0] + 1)
+
+
+@pytest.mark.parametrize(("rows", "rank", "width"), [(700, 16, 576), (1, 3, 1), (64, 40, 33), (65, 32, 64), (0, 4, 8)])
+def test_a_layer_with_an_adapter_is_its_products(compiled, threads, rows, rank, width):
+    x, weight, bias = draw(rows, width + 1)[:, :width], draw(50, width, seed=1), draw(50, seed=2)
+    down, up, factor = draw(rank, width, seed=3), draw(50, rank, seed=4), 0.3
+    grad = draw(rows, 53, seed=5)[:, :50]
+    found = []
+    for count in (1, 2):
+        threads(count)
+        out, inner = compiled.adapted(x, weight, bias, down, up, factor)
+        back = compiled.adapted_backward(grad, x, inner, weight, down, up, factor)
+        found.append((out, inner, *back))
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    out, inner, of_inner, of_x, of_down, of_up = (one.double() for one in found[0])
+    wide = [part.double() for part in (x, weight, bias, down, up, grad)]
+    truth = linear(wide[0], wide[1], wide[2]) + factor * inner @ wide[4].T
+    expected = {
+        "inner": (inner, wide[0] @ wide[3].T),
+        "out": (out, truth),
+        "of inner": (of_inner, wide[5] @ wide[4]),
+        "of x": (of_x, wide[5] @ wide[1] + factor * of_inner @ wide[3]),
+        "of down": (of_down, factor * of_inner.T @ wide[0]),
+        "of up": (of_up, factor * wide[5].T @ inner),
+    }
+    for name, (one, other) in expected.items():
+        assert float((one - other).norm()) <= FORMAT * float(other.norm()), name
+    assert back[2].dtype == back[3].dtype == torch.float32
+    into = tuple(torch.ones_like(part) for part in back[2:])
+    again = compiled.adapted_backward(grad, x, found[0][1], None, down, up, factor, into)
+    assert again[1] is None and again[2] is into[0] and again[3] is into[1], "no weight, no gradient in x"
+    assert all(torch.allclose(now, before + 1, atol=1e-5) for now, before in zip(into, back[2:], strict=True))
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+@pytest.mark.parametrize(("rows", "words"), [(9, 4999), (3, 16), (1, 5), (0, 40)])
+def test_a_tokens_log_prob_and_its_gradient_are_softmaxs(compiled, threads, rows, words, factor):
+    x, targets = 4 * draw(rows, words), torch.arange(rows) * 7 % words
+    wide = x.double().requires_grad_()
+    truth = (factor * wide).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    truth.sum().backward()
+    assert wide.grad is not None
+    for count in (1, 2):
+        threads(count)
+        made, logps = x.clone(), torch.full((rows,), torch.nan)
+        compiled.token_logps(made, targets, logps, factor, back=False)
+        assert torch.equal(made, x) and torch.allclose(logps.double(), truth, atol=1e-5)
+        compiled.token_logps(made, targets, logps, factor, back=True)
+        assert torch.allclose(logps.double(), truth, atol=1e-5)
+        assert torch.allclose(made.double(), wide.grad, rtol=2**-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_score_that_is_no_number_shows(compiled, bad):
+    x, logps = draw(2, 40), torch.zeros(2)
+    x[1, 39] = bad
+    compiled.token_logps(x, torch.tensor([3, 4]), logps, back=True)
+    assert logps.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("threads_", [1, 2, 3])
@@ -430,3 +496,16 @@ def test_it_is_compiled_once_and_again_where_the_file_is_spoilt(tmp_path):
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", '"'])
 def test_without_a_compiler_that_works_torch_does_it(tmp_path, compiler):
     assert name_in_a_process(tmp_path, CXX=compiler) == "None"
+
+
+def test_the_profiler_sees_its_products_and_its_attention(compiled):
+    x, weight = draw(64, 96), draw(160, 96, seed=1)
+    q, k, v = (draw(1, 2, 64, 32, seed=seed) for seed in range(3))
+    with profile(activities=[ProfilerActivity.CPU]) as listened:
+        compiled.linear(x, weight)
+        compiled.transposed(x)
+        row_attention(compiled, q, k, v, layout_of(0, (30, [20, 14])))
+    found = {event.key for event in listened.key_averages() if event.key.startswith(LISTED)}
+    assert found == {f"{LISTED}{name}" for name in ("pack", "linear", "transposed", "attention_forward")}
+    shares = time_shares(listened.key_averages(), 1e-6, cuda=False)
+    assert shares["matmul_share"] > 0 and shares["attention_share"] > 0

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
-from torch.nn.functional import linear
 
 from anchorline.train.native import Native, native
-from anchorline.train.steady import sways, toward_inputs
+from anchorline.train.steady import handed_over, multiplies_back, whole_of
 
 
 class _Adapted(torch.autograd.Function):
@@ -38,22 +37,25 @@ class _Adapted(torch.autograd.Function):
         up_OK: Tensor,
         factor: float,
     ) -> Tensor:
-        inner_RK = compiled.linear(x_RI, down_KI)
+        out_RO, inner_RK = compiled.adapted(x_RI, weight_OI, bias_O, down_KI, up_OK, factor)
         ctx.save_for_backward(x_RI, inner_RK, weight_OI, down_KI, up_OK)
-        ctx.compiled, ctx.factor = compiled, factor
-        if sways(weight_OI, weight_OI.dtype):
-            return compiled.linear(x_RI, weight_OI, bias_O, beside=(inner_RK, up_OK), factor=factor)
-        return linear(x_RI, weight_OI, bias_O).addmm_(inner_RK, up_OK.T, alpha=factor)
+        ctx.compiled, ctx.factor, ctx.whole = compiled, factor, (whole_of(down_KI), whole_of(up_OK))
+        return out_RO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad_RO,) = grads
-        x_RI, inner_RK, weight_OI, down_KI, up_OK = ctx.saved_tensors
-        grad_RK = (grad_RO @ up_OK).mul_(ctx.factor)
-        of_x = toward_inputs(grad_RO, weight_OI, beside=(grad_RK, down_KI)) if ctx.needs_input_grad[1] else None
-        of_down = ctx.compiled.crossed(grad_RK, x_RI)
-        of_up = ctx.compiled.crossed(inner_RK, grad_RO, ctx.factor).T
-        return None, of_x, None, None, of_down, of_up, None
+        x_RI, inner_RK, weight_OI, *thin = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1]
+        here = wanted and multiplies_back(grad_RO)
+        of_inner, of_x, *made = ctx.compiled.adapted_backward(
+            *(grad_RO, x_RI, inner_RK, weight_OI if here else None, *thin, ctx.factor),
+            into=tuple(None if weight is None else weight.grad for weight in ctx.whole),
+        )
+        if wanted and of_x is None:
+            of_x = (grad_RO @ weight_OI).addmm_(of_inner, thin[0], alpha=ctx.factor)
+        handed = [handed_over(grad, weight) for grad, weight in zip(made, ctx.whole, strict=True)]
+        return None, of_x, None, None, *handed, None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from anchorline.train.attention import PACKED
 from anchorline.train.lean import computing_again, is_norm
 from anchorline.train.processes import launched
 from anchorline.train.rotation import rotating_once
-from anchorline.train.steady import steady_rows
+from anchorline.train.steady import stands_for, steady_rows
 
 
 def wrapped() -> bool:
@@ -133,6 +133,7 @@ def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
     copy = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad)
     if weight.requires_grad:
         copy.register_post_accumulate_grad_hook(_hand_over(weight))
+        stands_for(copy, weight)
     return copy
 
 
@@ -140,7 +141,8 @@ def _hand_over(weight: Tensor) -> Callable[[Tensor], None]:
     """Adds a copy's gradient to its weight's and frees it."""
 
     def hand_over(copy: Tensor) -> None:
-        assert copy.grad is not None
+        if copy.grad is None:  # it has gone to the weight's already
+            return
         if weight.grad is None:
             weight.grad = copy.grad.to(weight.dtype)
         else:

@@ -12,15 +12,14 @@ that never more than a chunk is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anchorline.train.steady import TILE, sways, tiled
+from anchorline.train.steady import TILE, made_here, native_for, tiled, toward_inputs, weight_gradient, whole_of
 
 CHUNK_BYTES = 2**27
 """The products of so many tokens exist at one time as make this many bytes: 1,280 in bfloat16 at 49,152 words."""
@@ -61,21 +60,15 @@ class _TokenLogps(torch.autograd.Function):
         rows = [torch.empty_like(x_RD) for x_RD in states] if ahead else []
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
         room = _Room.of(len(targets_R), matrices[0])
-        multiply = tiled if sways(matrices[0], matrices[0].dtype) else _whole
-        pieces = _pieces_to(len(targets_R), len(room.products))
-        kept = pieces[-1].start if ctx.trained and pieces else len(targets_R)
-
-        def each(block: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
-            wanted_B1 = scores_BV.gather(-1, y_B1) - scores_BV.amax(-1, keepdim=True)
-            # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
-            logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
-            if ahead or block.start >= kept:
-                toward_BV.copy_(_toward(how, y_B1, scores_BV, probs_BV))
-
-        for chunk, products_CV in _chunks(how, pieces, targets_R, states, matrices, bias_V, room, multiply, each):
+        multiply = tiled if made_here(matrices[0], matrices[0].dtype) else _whole
+        head, pieces = _Head(how, targets_R, states, matrices, bias_V), _pieces_to(len(targets_R), len(room.products))
+        for chunk in pieces:
+            products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
+            head.scored(chunk, products_CV, room, logps_R, back=ahead or (ctx.trained and chunk is pieces[-1]))
             for number, row_RD in enumerate(rows):
-                row_RD[chunk] = products_CV @ matrices[number]
+                row_RD[chunk] = toward_inputs(products_CV, matrices[number])
         ctx.products = room.products if ctx.trained else None
+        ctx.whole = [whole_of(matrix) for matrix in matrices]
         ctx.save_for_backward(targets_R, bias_V, *(rows if ahead else terms))
         return logps_R
 
@@ -89,28 +82,24 @@ class _TokenLogps(torch.autograd.Function):
         states, matrices = saved[::2], saved[1::2]
         wanted = ctx.needs_input_grad[4:]
         grad_states = [torch.empty_like(x) if w else None for x, w in zip(states, wanted[::2], strict=True)]
-        products = [torch.empty_like(m) if w else None for m, w in zip(matrices, wanted[1::2], strict=True)]
         grad_matrices: list[Tensor | None] = [None] * len(matrices)
         kept, ctx.products = ctx.products, None  # once: another backward finds nothing there
         room = _Room.of(len(targets_R), matrices[0], kept)
         grad_bias = None if bias_V is None else room.scores.new_zeros(bias_V.shape)
+        head = _Head(ctx.how, targets_R, states, matrices, bias_V)
         *first, last = _pieces_to(len(targets_R), len(room.products)) or [slice(0, 0)]
-
-        def each(_: slice, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor, toward_BV: Tensor) -> None:
-            toward_BV.copy_(_toward(ctx.how, y_B1, scores_BV, probs_BV))
-
-        def again(pieces: Sequence[slice]) -> Iterator[tuple[slice, Tensor]]:
-            return _chunks(ctx.how, pieces, targets_R, states, matrices, bias_V, room, _whole, each)
-
-        there = again([last]) if kept is None else [(last, kept[: last.stop - last.start])]
-        for chunk, products_CV in chain(there, again(first)):
-            for number, (x_RD, matrix_VD) in enumerate(zip(states, matrices, strict=True)):
-                of_state, product = grad_states[number], products[number]
+        for number, chunk in enumerate((last, *first)):
+            products_CV = room.products[: chunk.stop - chunk.start]
+            if number or kept is None:
+                _whole(states[0][chunk], matrices[0], out=products_CV)
+                head.scored(chunk, products_CV, room, torch.empty_like(grad_R), back=True)
+            for place, (x_RD, matrix_VD) in enumerate(zip(states, matrices, strict=True)):
+                of_state = grad_states[place]
                 if of_state is not None:
-                    of_state[chunk] = _weighted(products_CV @ matrix_VD, grad_R[chunk])
-                if product is not None:
-                    torch.mm(products_CV.T, _weighted(x_RD[chunk], grad_R[chunk]), out=product)
-                    grad_matrices[number] = _added(grad_matrices[number], product) if first else product
+                    of_state[chunk] = _weighted(toward_inputs(products_CV, matrix_VD), grad_R[chunk])
+                if wanted[2 * place + 1]:
+                    made = weight_gradient(products_CV, _weighted(x_RD[chunk], grad_R[chunk]), ctx.whole[place])
+                    grad_matrices[place] = _added(grad_matrices[place], made)
             if grad_bias is not None:
                 for inner, block in _pieces_within(chunk, len(room.scores)):
                     grad_bias.addmv_(products_CV[inner].to(grad_bias.dtype).T, grad_R[block])
@@ -146,28 +135,44 @@ def _sizes(tokens: int, words: int, dtype: torch.dtype, device: str) -> tuple[in
     return chunk, block
 
 
-def _chunks(
-    how: Scores,
-    pieces: Sequence[slice],
-    targets_R: Tensor,
-    states: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    bias_V: Tensor | None,
-    room: _Room,
-    multiply: Callable[..., Tensor],
-    each: Callable[[slice, Tensor, Tensor, Tensor, Tensor], None],
-) -> Iterator[tuple[slice, Tensor]]:
-    """Each of the pieces, after `each(block, targets, scores, probabilities, products)` of its blocks, and its products [C, V].
+class _Head(NamedTuple):
+    """What the scores are made of."""
 
-    `each` may leave something else in the place of a block's products.
-    """
-    for chunk in pieces:
-        products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
+    how: Scores
+    targets_R: Tensor
+    states: Sequence[Tensor]
+    matrices: Sequence[Tensor]
+    bias_V: Tensor | None
+
+    def scored(self, chunk: slice, products_CV: Tensor, room: _Room, logps_R: Tensor, *, back: bool) -> None:
+        """The log-probs of a chunk's tokens, from the first matrix's products; with `back` their gradient in the products is
+        left in the products' place.
+        """
+        plain = self.bias_V is None and self.how.cap is None and len(self.matrices) == 1
+        if plain and (compiled := native_for(products_CV)) is not None:
+            targets = self.targets_R[chunk].contiguous()
+            compiled.token_logps(products_CV, targets, logps_R[chunk], self.how.factor, back=back)
+            return
         for inner, block in _pieces_within(chunk, len(room.scores)):
-            scores_BV = _scores(how, products_CV[inner], [x[block] for x in states], matrices, bias_V, room)
+            y_B1 = self.targets_R[block, None]
+            scores_BV = self._scores(block, products_CV[inner], room)
             probs_BV = torch.softmax(scores_BV, -1, out=room.probs[: len(scores_BV)])
-            each(block, targets_R[block, None], scores_BV, probs_BV, products_CV[inner])
-        yield chunk, products_CV
+            wanted_B1 = scores_BV.gather(-1, y_B1) - scores_BV.amax(-1, keepdim=True)
+            # of the softmax, whose largest entry is at least 1 / V, its normaliser is read off without another pass
+            logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
+            if back:
+                products_CV[inner].copy_(_toward(self.how, y_B1, scores_BV, probs_BV))
+
+    def _scores(self, block: slice, products_BV: Tensor, room: _Room) -> Tensor:
+        """[B, V] in float32 (float64)."""
+        scores_BV = room.scores[: len(products_BV)].copy_(products_BV)
+        for x_RD, matrix_VD in zip(self.states[1:], self.matrices[1:], strict=True):
+            scores_BV += x_RD[block] @ matrix_VD.T
+        if self.bias_V is not None:
+            scores_BV += self.bias_V
+        if self.how.factor != 1:
+            scores_BV *= self.how.factor
+        return scores_BV if self.how.cap is None else scores_BV.div_(self.how.cap).tanh_().mul_(self.how.cap)
 
 
 def _whole(x_CD: Tensor, matrix_VD: Tensor, *, out: Tensor) -> Tensor:
@@ -189,32 +194,14 @@ def _pieces_within(chunk: slice, size: int) -> list[tuple[slice, slice]]:
     return [(slice(b.start - chunk.start, b.stop - chunk.start), b) for b in blocks]
 
 
-def _scores(
-    how: Scores,
-    products_BV: Tensor,
-    states: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    bias_V: Tensor | None,
-    room: _Room,
-) -> Tensor:
-    """[B, V] in float32 (float64), from the first matrix's products."""
-    scores_BV = room.scores[: len(products_BV)].copy_(products_BV)
-    for x_BD, matrix_VD in zip(states[1:], matrices[1:], strict=True):
-        scores_BV += x_BD @ matrix_VD.T
-    if bias_V is not None:
-        scores_BV += bias_V
-    if how.factor != 1:
-        scores_BV *= how.factor
-    return scores_BV if how.cap is None else scores_BV.div_(how.cap).tanh_().mul_(how.cap)
-
-
-def _added(total_VD: Tensor | None, product_VD: Tensor) -> Tensor:
+def _added(total_VD: Tensor | None, made_VD: Tensor | None) -> Tensor | None:
     """The sum in float32 (float64), in blocks: torch adds another format by way of a copy in the sum's own."""
-    if total_VD is None:
-        return product_VD.to(_wide(product_VD.dtype), copy=True)
-    for total, product in zip(total_VD.split(ROWS), product_VD.split(ROWS), strict=True):
-        total.add_(product)
-    return total_VD
+    if total_VD is None or made_VD is None:
+        return made_VD
+    wide = total_VD.to(_wide(total_VD.dtype))
+    for total, made in zip(wide.split(ROWS), made_VD.split(ROWS), strict=True):
+        total.add_(made)
+    return wide
 
 
 def _toward(how: Scores, y_B1: Tensor, scores_BV: Tensor, probs_BV: Tensor) -> Tensor:

@@ -106,10 +106,11 @@ class _NativeGated(torch.autograd.Function):
 @contextmanager
 def computing_again(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """Inside, norms give `dtype`; they and gated activations keep little for the backward, which has to be inside as well."""
+    modules = list(model.modules())
     # a checkpointed layer frees what the product would be made of again
-    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in modules)
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in modules:
             instead = None
             if is_norm(module):
                 instead = partial(

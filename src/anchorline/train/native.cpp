@@ -63,8 +63,10 @@ inline V exp2(V x) {
 
 inline V logistic(V x) { return _mm512_div_ps(all(1.f), _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E))))); }
 
-// C[m, n] (+)= A[m, k] · B[k, n], A by rows, B paired; m and n are multiples of 32, as is k.
+// C[m, n] (+)= A[m, k] · B[k, n], A by rows, B paired; m is a multiple of TALL, k of STEP, n of 32.
 #ifdef __AMX_BF16__
+constexpr int64_t TALL = 32, STEP = 32;
+
 struct Tiles {
   Tiles() {
     alignas(64) uint8_t config[64] = {};
@@ -112,13 +114,15 @@ void multiply(const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, 
     }
 }
 #else
+constexpr int64_t TALL = 8, STEP = 2;
+
 struct Tiles {
   Tiles() {}
   ~Tiles() {}
 };
 
 void multiply(const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc, int m, int n, int k, bool add) {
-  constexpr int ROWS = 8;
+  constexpr int ROWS = TALL;
   for (int i = 0; i < m; i += ROWS)
     for (int j = 0; j < n; j += 2 * LANES) {
       V sums[ROWS][2];
@@ -554,6 +558,60 @@ void normed_back(const bf16* out, const float* weight, const float* inverse, con
     for (int64_t d = 0; d < width; d++) grad_weight[d] += parts[piece * width + d];
 }
 
+// x · weightᵀ + factor · y · otherᵀ, as `linear` says; `write(first row, rows, first column, sums [rows, PANEL])` takes it. x goes
+// by in pieces of its width that stay in a core's cache while all its panels pass.
+template <class Write>
+void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other, float factor, int64_t rows, int64_t inputs,
+             int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int threads, const Write& write) {
+  constexpr int64_t ROWS = 256, SHARES = 4, DEEP = 768;
+  const int64_t deep = up(inputs, 32), thin = up(more, 32), panels = up(outputs, PANEL) / PANEL;
+  const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1);
+  const int64_t groups = std::min(panels, up(SHARES * threads, blocks) / blocks);  // of panels, so that no thread waits long
+  const int64_t held = deep > DEEP ? up(panels, groups) / groups : 1;              // panels whose sums wait for the next piece
+  // rows [from, count) of x, filled up with zeros to whole tiles
+  const auto fill = [](const bf16* x, int64_t stride, int64_t from, int64_t count, int64_t width, int64_t wide, bf16* to) {
+    for (int64_t i = from; i < up(count, 32); i++, to += wide) {
+      const int64_t given = i < count ? width : 0;
+      std::memcpy(to, x + i * stride, 2 * given);
+      std::memset(to + given, 0, 2 * (wide - given));
+    }
+  };
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+    Room<bf16> filled((inputs == deep ? 32 : ROWS) * deep), beside(ROWS * thin);
+    Room<float> sums(held * ROWS * PANEL);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < blocks * groups; task++) {
+      const int64_t first = task / groups * ROWS, group = task % groups, count = std::min(ROWS, rows - first);
+      const int64_t from_panel = panels * group / groups, to_panel = panels * (group + 1) / groups;
+      const bf16* from = x + first * stride;
+      // rows that are read where they lie, and those that are filled up
+      const int64_t there = inputs == deep ? count / 32 * 32 : 0, left = up(count, 32) - there;
+      fill(from, stride, there, count, inputs, deep, filled);
+      if (y) fill(y + first * y_stride, y_stride, 0, count, more, thin, beside);
+      for (int64_t at = 0; at < deep; at += DEEP) {
+        const int64_t piece = std::min(DEEP, deep - at);
+        for (int64_t panel = from_panel; panel < to_panel; panel++) {
+          const bf16* own = packed + panel * PANEL * deep + at * PANEL;
+          float* sum = sums + (panel - from_panel) % held * ROWS * PANEL;
+          if (y && at == 0) {
+            multiply(beside, thin, other + panel * PANEL * thin, PANEL, sum, PANEL, there + left, PANEL, up(more, STEP), false);
+            if (factor != 1)
+              for (int64_t i = 0; i < count * PANEL; i += LANES)
+                _mm512_store_ps(sum + i, _mm512_mul_ps(_mm512_load_ps(sum + i), all(factor)));
+          }
+          multiply(from + at, stride, own, PANEL, sum, PANEL, there, PANEL, up(std::min(piece, inputs - at), STEP), y || at);
+          multiply(filled + at, deep, own, PANEL, sum + there * PANEL, PANEL, left, PANEL, up(std::min(piece, inputs - at), STEP),
+                   y || at);
+          if (at + piece == deep) write(first, count, panel * PANEL, sum);
+        }
+      }
+      _mm_sfence();  // other threads read what went past the caches
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -731,73 +789,53 @@ void pack(const bf16* weight, bf16* packed, int64_t inputs, int64_t outputs, int
 void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* y, const bf16* other, float factor, bf16* out,
             int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int64_t out_stride,
             int threads) {
-  constexpr int64_t ROWS = 256, SHARES = 4;
-  const int64_t deep = up(inputs, 32), thin = up(more, 32), panels = up(outputs, PANEL) / PANEL;
-  const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1);
-  const int64_t groups = std::min(panels, up(SHARES * threads, blocks) / blocks);  // of panels, so that no thread waits long
-  // rows [from, count) of x, filled up with zeros to whole tiles
-  const auto fill = [](const bf16* x, int64_t stride, int64_t from, int64_t count, int64_t width, int64_t wide, bf16* to) {
-    for (int64_t i = from; i < up(count, 32); i++, to += wide) {
-      const int64_t given = i < count ? width : 0;
-      std::memcpy(to, x + i * stride, 2 * given);
-      std::memset(to + given, 0, 2 * (wide - given));
-    }
-  };
-#pragma omp parallel num_threads(threads)
-  {
-    Tiles tiles;
-    Room<bf16> filled(ROWS * deep), beside(ROWS * thin);
-    Room<float> sums(ROWS * PANEL);
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < blocks * groups; task++) {
-      const int64_t first = task / groups * ROWS, group = task % groups, count = std::min(ROWS, rows - first);
-      const bf16* from = x + first * stride;
-      // rows that are read where they lie, and those that are filled up
-      const int64_t there = inputs == deep ? count / 32 * 32 : 0, left = up(count, 32) - there;
-      fill(from, stride, there, count, inputs, deep, filled);
-      if (y) fill(y + first * y_stride, y_stride, 0, count, more, thin, beside);
-      for (int64_t panel = panels * group / groups; panel < panels * (group + 1) / groups; panel++) {
-        const bf16* own = packed + panel * PANEL * deep;
-        if (y) {
-          multiply(beside, thin, other + panel * PANEL * thin, PANEL, sums, PANEL, there + left, PANEL, thin, false);
-          if (factor != 1)
-            for (int64_t i = 0; i < count * PANEL; i += LANES)
-              _mm512_store_ps(sums + i, _mm512_mul_ps(_mm512_load_ps(sums + i), all(factor)));
-        }
-        multiply(from, stride, own, PANEL, sums, PANEL, there, PANEL, deep, y != nullptr);
-        multiply(filled, deep, own, PANEL, sums + there * PANEL, PANEL, left, PANEL, deep, y != nullptr);
-        const int64_t column = panel * PANEL;
-        const __mmask32 given = within(column, outputs);
-        V added[2] = {all(0.f), all(0.f)};
-        if (bias) {
-          const __m512i both = _mm512_maskz_loadu_epi16(given, bias + column);
-          added[0] = widened(_mm512_castsi512_si256(both));
-          added[1] = widened(_mm512_extracti64x4_epi64(both, 1));
-        }
-        for (int64_t i = 0; i < count; i++) {
-          const float* sum = sums + i * PANEL;
-          bf16* to = out + (first + i) * out_stride + column;
-          const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_load_ps(sum + LANES), added[1]),
-                                                            _mm512_add_ps(_mm512_load_ps(sum), added[0]));
-          if (given == ~0u && (uintptr_t)to % 64 == 0) {
-            _mm512_stream_si512((__m512i*)to, made);  // past the caches, which would read the line first
-          } else {
-            _mm512_mask_storeu_epi16(to, given, made);
-          }
-        }
-      }
-      _mm_sfence();  // other threads read what went past the caches
-    }
-  }
+  product(x, packed, y, other, factor, rows, inputs, outputs, stride, more, y_stride, threads,
+          [&](int64_t first, int64_t count, int64_t column, const float* sums) {
+            const __mmask32 given = within(column, outputs);
+            V added[2] = {all(0.f), all(0.f)};
+            if (bias) {
+              const __m512i both = _mm512_maskz_loadu_epi16(given, bias + column);
+              added[0] = widened(_mm512_castsi512_si256(both));
+              added[1] = widened(_mm512_extracti64x4_epi64(both, 1));
+            }
+            for (int64_t i = 0; i < count; i++) {
+              const float* sum = sums + i * PANEL;
+              bf16* to = out + (first + i) * out_stride + column;
+              const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_load_ps(sum + LANES), added[1]),
+                                                                _mm512_add_ps(_mm512_load_ps(sum), added[0]));
+              if (given == ~0u && (uintptr_t)to % 64 == 0) {
+                _mm512_stream_si512((__m512i*)to, made);  // past the caches, which would read the line first
+              } else {
+                _mm512_mask_storeu_epi16(to, given, made);
+              }
+            }
+          });
 }
 
-// out = factor · aᵀ · b, a [rows, m], b [rows, n]: the gradient of a thin weight.
-void crossed(const bf16* a, const bf16* b, float factor, bf16* out, int64_t rows, int64_t m, int64_t n, int64_t a_stride,
-             int64_t b_stride, int threads) {
+// out (+)= x · weightᵀ in float32, out [rows, outputs] in one piece: a weight's gradient, x being what came back, transposed.
+void linear_wide(const bf16* x, const bf16* packed, float* out, int64_t add, int64_t rows, int64_t inputs, int64_t outputs,
+                 int64_t stride, int threads) {
+  product(x, packed, nullptr, nullptr, 1.f, rows, inputs, outputs, stride, 0, 0, threads,
+          [&](int64_t first, int64_t count, int64_t column, const float* sums) {
+            const __mmask32 given = within(column, outputs);
+            for (int64_t i = 0; i < count; i++)
+              for (int half = 0; half < 2; half++) {
+                const __mmask16 own = given >> (half * LANES);
+                float* to = out + (first + i) * outputs + column + half * LANES;
+                const V sum = _mm512_load_ps(sums + i * PANEL + half * LANES);
+                _mm512_mask_storeu_ps(to, own, add ? _mm512_add_ps(sum, _mm512_maskz_loadu_ps(own, to)) : sum);
+              }
+          });
+}
+
+// out (+)= factor · aᵀ · b in float32, a [rows, m], b [rows, n], m small: the gradient of a thin weight, [m, n], or [n, m] if
+// `across`.
+void crossed(const bf16* a, const bf16* b, float factor, float* out, int64_t add, int64_t across, int64_t rows, int64_t m,
+             int64_t n, int64_t a_stride, int64_t b_stride, int threads) {
   constexpr int64_t DEEP = 64;
-  const int64_t high = up(m, 32), deep = up(std::max<int64_t>(rows, 1), DEEP);
-  Room<bf16> across(high * deep);
-  std::memset(across, 0, high * deep * 2);
+  const int64_t high = up(m, TALL), deep = up(std::max<int64_t>(rows, 1), DEEP);
+  Room<bf16> turned(high * deep);
+  std::memset(turned, 0, high * deep * 2);
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
@@ -807,7 +845,7 @@ void crossed(const bf16* a, const bf16* b, float factor, bf16* out, int64_t rows
     for (int64_t first = 0; first < rows; first += 32)
       for (int64_t c = 0; c < m; c += 32)
         transpose_block(a + first * a_stride + c, a_stride, std::min<int64_t>(32, rows - first), std::min<int64_t>(32, m - c),
-                        across + c * deep + first, deep);
+                        turned + c * deep + first, deep);
 #pragma omp for schedule(static)
     for (int64_t column = 0; column < n; column += PANEL) {
       const __mmask32 given = within(column, n);
@@ -816,14 +854,92 @@ void crossed(const bf16* a, const bf16* b, float factor, bf16* out, int64_t rows
           const bf16* row = b + i * b_stride + column;
           interleave(i < rows ? row : nullptr, i + 1 < rows ? row + b_stride : nullptr, given, pairs + (i - first) * PANEL);
         }
-        multiply(across + first, deep, pairs, PANEL, sums, PANEL, high, PANEL, DEEP, first > 0);
+        multiply(turned + first, deep, pairs, PANEL, sums, PANEL, high, PANEL, DEEP, first > 0);
       }
-      for (int64_t i = 0; i < m; i++) {
-        const float* sum = sums + i * PANEL;
-        const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_load_ps(sum + LANES), all(factor)),
-                                                          _mm512_mul_ps(_mm512_load_ps(sum), all(factor)));
-        _mm512_mask_storeu_epi16(out + i * n + column, given, made);
+      const int64_t own = std::min<int64_t>(PANEL, n - column);
+      for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < own; j++) {
+          float& to = out[across ? (column + j) * m + i : i * n + column + j];
+          to = factor * sums[i * PANEL + j] + (add ? to : 0.f);
+        }
+    }
+  }
+}
+
+// A linear layer with an adapter: inner = x · downᵀ, out = x · weightᵀ + factor · inner · riseᵀ + bias. x [rows, inputs], down
+// [rank, inputs], rise [outputs, rank]; the weight packed.
+void adapted_forward(const bf16* x, const bf16* packed, const bf16* bias, const bf16* down, const bf16* rise, float factor,
+                     bf16* inner, bf16* out, int64_t rows, int64_t inputs, int64_t outputs, int64_t rank, int64_t stride,
+                     int threads) {
+  Room<bf16> downs(up(rank, PANEL) * up(inputs, 32)), rises(up(outputs, PANEL) * up(rank, 32));
+  pack(down, downs, inputs, rank, false, threads);
+  pack(rise, rises, rank, outputs, false, threads);
+  linear(x, downs, nullptr, nullptr, nullptr, 1.f, inner, rows, inputs, rank, stride, 0, 0, rank, threads);
+  linear(x, packed, bias, inner, rises, factor, out, rows, inputs, outputs, stride, rank, rank, outputs, threads);
+}
+
+// Back: of_inner = grad · rise, of_x = grad · weight + factor · of_inner · down where the weight, packed across, is given, and in
+// float32 of_down (+)= factor · of_innerᵀ · x, of_rise (+)= factor · gradᵀ · inner.
+void adapted_backward(const bf16* grad, const bf16* x, const bf16* inner, const bf16* packed, const bf16* down, const bf16* rise,
+                      float factor, bf16* of_inner, bf16* of_x, float* of_down, float* of_rise, int64_t add_down,
+                      int64_t add_rise, int64_t rows, int64_t inputs, int64_t outputs, int64_t rank, int64_t grad_stride,
+                      int64_t x_stride, int threads) {
+  Room<bf16> downs(up(inputs, PANEL) * up(rank, 32)), rises(up(rank, PANEL) * up(outputs, 32));
+  pack(rise, rises, outputs, rank, true, threads);
+  linear(grad, rises, nullptr, nullptr, nullptr, 1.f, of_inner, rows, outputs, rank, grad_stride, 0, 0, rank, threads);
+  if (packed) {
+    pack(down, downs, rank, inputs, true, threads);
+    linear(grad, packed, nullptr, of_inner, downs, factor, of_x, rows, outputs, inputs, grad_stride, rank, rank, inputs, threads);
+  }
+  crossed(of_inner, x, factor, of_down, add_down, false, rows, rank, inputs, rank, x_stride, threads);
+  crossed(inner, grad, factor, of_rise, add_rise, true, rows, rank, outputs, rank, grad_stride, threads);
+}
+
+// Of each row of scores, factor · x [rows, words], the log of its softmax at the row's target; with `back` the gradient of that in
+// x, factor · (1 at the target − softmax), in the place of x.
+void token_logps(bf16* x, const int64_t* targets, float* logps, int64_t rows, int64_t words, float factor, int64_t back,
+                 int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    constexpr int64_t TOGETHER = 4;  // sums, so that none waits for the one before
+    Room<float> powers(up(words, LANES));
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+      bf16* own = x + row * words;
+      const int64_t whole = words / LANES * LANES;
+      const __mmask16 rest = (1u << (words - whole)) - 1;
+      const auto score = [&](int64_t at) { return _mm512_mul_ps(load(own + at), all(factor)); };
+      const auto last = [&] {
+        const V there = widened(_mm256_maskz_loadu_epi16(rest, own + whole));
+        return _mm512_mask_mul_ps(all(-INFINITY), rest, there, all(factor));
+      };
+      V most = last();
+      for (int64_t at = 0; at < whole; at += LANES) most = _mm512_max_ps(most, score(at));
+      const float top = _mm512_reduce_max_ps(most);
+      V sums[TOGETHER] = {all(0.f), all(0.f), all(0.f), all(0.f)};
+      const auto power = [&](V s) { return exp2(_mm512_mul_ps(_mm512_sub_ps(s, all(top)), all(LOG2E))); };
+      for (int64_t at = 0; at < whole; at += LANES) {
+        const V p = power(score(at));
+        V& sum = sums[at / LANES % TOGETHER];
+        sum = _mm512_add_ps(sum, p);
+        _mm512_store_ps(powers + at, p);
       }
+      if (rest) {
+        const V p = _mm512_maskz_mov_ps(rest, power(last()));
+        sums[0] = _mm512_add_ps(sums[0], p);
+        _mm512_store_ps(powers + whole, p);
+      }
+      const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+      uint32_t bits = (uint32_t)own[targets[row]] << 16;
+      float wanted;
+      std::memcpy(&wanted, &bits, 4);
+      logps[row] = (wanted * factor - top) - std::log(sum);
+      if (!back) continue;
+      const V share = all(-factor / sum);
+      for (int64_t at = 0; at < whole; at += LANES) store(own + at, _mm512_mul_ps(_mm512_load_ps(powers + at), share));
+      if (rest) _mm256_mask_storeu_epi16(own + whole, rest, narrow(_mm512_mul_ps(_mm512_load_ps(powers + whole), share)));
+      const float at_target = factor * (1.f - powers[targets[row]] / sum);
+      own[targets[row]] = _mm256_extract_epi16(narrow(all(at_target)), 0);
     }
   }
 }

@@ -17,13 +17,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import BFloat16, Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, autograd
+from torch.profiler import record_function
 
 from anchorline.llm.embedded import cache_folder
 
@@ -35,6 +36,10 @@ WIDE = 32
 """Heads, and the inputs of linear layers, are filled up to a multiple of this width."""
 PANEL = 32
 """And the outputs of linear layers to a multiple of this."""
+OUTPUTS = 8192
+"""Rows of a weight whose gradient is made at one time: what comes back is transposed for it."""
+LISTED = "native::"
+"""What its functions' names begin with in torch's profiler."""
 KEPT = "_anchorline_packed"
 """The attribute under which a weight that does not change has its packed copies: by rows, across."""
 
@@ -156,55 +161,111 @@ class Native:
         weight: BFloat16[Tensor, "outputs inputs"],
         bias: BFloat16[Tensor, " outputs"] | None = None,
         *,
-        beside: tuple[Tensor, Tensor] | None = None,
-        factor: float = 1.0,
         out: BFloat16[Tensor, "rows outputs"] | None = None,
     ) -> BFloat16[Tensor, "rows outputs"]:
-        """X @ weightᵀ + factor · y @ otherᵀ + bias, `beside` being (y, other), [rows, more] and [outputs, more].
-
-        The sums of a row do not hang on how many rows there are.
-        """
+        """X @ weightᵀ + bias. The sums of a row do not hang on how many rows there are."""
         out = x.new_empty((len(x), len(weight))) if out is None else out
-        return self._product(x, weight, bias, beside, factor, out, across=False)
+        return self._product(x, self._packed(weight, across=False), bias, out)
 
     def linear_backward(
+        self, grad: BFloat16[Tensor, "rows outputs"], weight: BFloat16[Tensor, "outputs inputs"]
+    ) -> BFloat16[Tensor, "rows inputs"]:
+        """Grad @ weight: the gradient in what a linear layer was given."""
+        out = grad.new_empty((len(grad), weight.shape[1]))
+        return self._product(grad, self._packed(weight, across=True), None, out)
+
+    def _product(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        x = _rows(x)
+        sizes = (len(x), x.shape[1], out.shape[1], x.stride(0), 0, 0, out.stride(0))
+        self._call("linear", x, packed, bias, None, None, ctypes.c_float(1), out, *map(ctypes.c_int64, sizes))
+        return out
+
+    def weight_gradient(
         self,
         grad: BFloat16[Tensor, "rows outputs"],
-        weight: BFloat16[Tensor, "outputs inputs"],
-        *,
-        beside: tuple[Tensor, Tensor] | None = None,
-    ) -> BFloat16[Tensor, "rows inputs"]:
-        """Grad @ weight + y @ other, `beside` being (y, other): the gradient in what a linear layer was given."""
-        return self._product(grad, weight, None, beside, 1.0, grad.new_empty((len(grad), weight.shape[1])), across=True)
+        x: BFloat16[Tensor, "rows inputs"],
+        into: Float[Tensor, "outputs inputs"] | None = None,
+    ) -> Float[Tensor, "outputs inputs"]:
+        """Gradᵀ @ x in float32, a linear layer's gradient in its weight; added to `into`, contiguous, where that is given."""
+        made = grad.new_empty((grad.shape[1], x.shape[1]), dtype=torch.float32) if into is None else into
+        if not len(grad):
+            return made.zero_() if into is None else made
+        packed, rows = self._packed(x, across=True), len(grad) + -len(grad) % WIDE
+        across = grad.new_zeros((min(grad.shape[1], OUTPUTS), rows))
+        for start in range(0, grad.shape[1], OUTPUTS):
+            part = grad[:, start : start + OUTPUTS]
+            self._transpose(part, across)
+            sizes = (into is not None, part.shape[1], rows, x.shape[1], rows)
+            self._call("linear_wide", across, packed, made[start:], *map(ctypes.c_int64, sizes))
+        return made
 
-    def _product(
+    def adapted(
         self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        beside: tuple[Tensor, Tensor] | None,
+        x: BFloat16[Tensor, "rows inputs"],
+        weight: BFloat16[Tensor, "outputs inputs"],
+        bias: BFloat16[Tensor, " outputs"] | None,
+        down: BFloat16[Tensor, "rank inputs"],
+        up: BFloat16[Tensor, "outputs rank"],
         factor: float,
-        out: Tensor,
-        *,
-        across: bool,
-    ) -> Tensor:
-        x = _rows(x)
-        y, other = (None, None) if beside is None else (_rows(beside[0]), self._packed(beside[1], across=across))
-        thin = (0, 0) if y is None else (y.shape[1], y.stride(0))
-        given = (x, self._packed(weight, across=across), bias, y, other, ctypes.c_float(factor), out)
-        sizes = (len(x), x.shape[1], out.shape[1], x.stride(0), *thin, out.stride(0))
-        self._call("linear", *given, *map(ctypes.c_int64, sizes))
-        return out
+    ) -> tuple[BFloat16[Tensor, "rows outputs"], BFloat16[Tensor, "rows rank"]]:
+        """X @ weightᵀ + factor · (x @ downᵀ) @ upᵀ + bias, and x @ downᵀ."""
+        x, (rank, inputs) = _rows(x), down.shape
+        inner, out = x.new_empty((len(x), rank)), x.new_empty((len(x), len(weight)))
+        given = (
+            x,
+            self._packed(weight, across=False),
+            bias,
+            down.contiguous(),
+            up.contiguous(),
+            ctypes.c_float(factor),
+        )
+        sizes = map(ctypes.c_int64, (len(x), inputs, len(weight), rank, x.stride(0)))
+        self._call("adapted_forward", *given, inner, out, *sizes)
+        return out, inner
 
-    def crossed(
-        self, a: BFloat16[Tensor, "rows m"], b: BFloat16[Tensor, "rows n"], factor: float = 1.0
-    ) -> BFloat16[Tensor, "m n"]:
-        """Factor · aᵀ @ b, where m is small: the gradient of a thin weight."""
-        a, b = _rows(a), _rows(b)
-        out = a.new_empty((a.shape[1], b.shape[1]))
-        sizes = (len(a), a.shape[1], b.shape[1], a.stride(0), b.stride(0))
-        self._call("crossed", a, b, ctypes.c_float(factor), out, *map(ctypes.c_int64, sizes))
-        return out
+    def adapted_backward(
+        self,
+        grad: BFloat16[Tensor, "rows outputs"],
+        x: BFloat16[Tensor, "rows inputs"],
+        inner: BFloat16[Tensor, "rows rank"],
+        weight: BFloat16[Tensor, "outputs inputs"] | None,
+        down: BFloat16[Tensor, "rank inputs"],
+        up: BFloat16[Tensor, "outputs rank"],
+        factor: float,
+        into: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Grad @ up, the gradient in x where the weight is given, and in float32 those in down and up.
+
+        The last two are added to `into`, contiguous, where that is given.
+        """
+        grad, x, (rank, inputs) = _rows(grad), _rows(x), down.shape
+        of_inner = grad.new_empty((len(x), rank))
+        of_x, packed = (None, None) if weight is None else (torch.empty_like(x), self._packed(weight, across=True))
+        made = [
+            thin.new_empty(thin.shape, dtype=torch.float32) if there is None else there
+            for thin, there in zip((down, up), into, strict=True)
+        ]
+        given = (grad, x, inner, packed, down.contiguous(), up.contiguous(), ctypes.c_float(factor))
+        add = [there is not None for there in into]
+        sizes = (*add, len(x), inputs, len(up), rank, grad.stride(0), x.stride(0))
+        self._call("adapted_backward", *given, of_inner, of_x, *made, *map(ctypes.c_int64, sizes))
+        return of_inner, of_x, made[0], made[1]
+
+    def token_logps(
+        self,
+        x: BFloat16[Tensor, "rows words"],
+        targets: Int64[Tensor, " rows"],
+        out: Float[Tensor, " rows"],
+        factor: float = 1.0,
+        *,
+        back: bool,
+    ) -> None:
+        """Log softmax(factor · x)[target] of each row, into `out`; with `back` its gradient in x is left in x's place.
+
+        All three are contiguous, and targets are less than the number of words.
+        """
+        sizes = (ctypes.c_int64(len(x)), ctypes.c_int64(x.shape[1]))
+        self._call("token_logps", x, targets, out, *sizes, ctypes.c_float(factor), ctypes.c_int64(back))
 
     def _packed(self, weight: Tensor, *, across: bool) -> Tensor:
         """The weight as `linear` reads it; kept beside it where it is known not to change (`unchanging`)."""
@@ -224,10 +285,11 @@ class Native:
         Contiguous, although rows apart by whole lines would be written faster: oneDNN reads what lies between rows and
         multiplies it by 0, which is NaN where NaN was left there.
         """
-        rows, columns = x.shape
-        out = x.new_empty((columns, rows))
+        return self._transpose(x, x.new_empty((x.shape[1], x.shape[0])))
+
+    def _transpose(self, x: Tensor, out: Tensor) -> Tensor:
         x = _rows(x)
-        self._call("transposed", x, out, *map(ctypes.c_int64, (rows, columns, x.stride(0), out.stride(0))))
+        self._call("transposed", x, out, *map(ctypes.c_int64, (*x.shape, x.stride(0), out.stride(0))))
         return out
 
     def rotated(
@@ -290,7 +352,8 @@ class Native:
 
     def _call(self, name: str, *arguments: Tensor | ctypes.Structure | ctypes.c_int64 | ctypes.c_float | None) -> None:
         given = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
-        getattr(self._library, name)(*given, ctypes.c_int(torch.get_num_threads()))
+        with record_function(LISTED + name) if autograd.profiler._is_profiler_enabled else nullcontext():
+            getattr(self._library, name)(*given, ctypes.c_int(torch.get_num_threads()))
 
 
 @contextmanager

@@ -13,9 +13,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "mkldnn::_linear_pointwise"})
+from anchorline.train.native import LISTED
+
+PRODUCTS = frozenset(
+    {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "mkldnn::_linear_pointwise"}
+) | {LISTED + name for name in ("linear", "linear_wide", "adapted_forward", "adapted_backward")}
 """The operations that are a matrix product and nothing else."""
-FUSED = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention")
+FUSED = ("scaled_dot_product", "flash_attention", "efficient_attention", "flex_attention", f"{LISTED}attention")
 """In their names: attention as one operation, in which products and softmax cannot be told apart."""
 
 

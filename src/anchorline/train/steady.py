@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from anchorline.train.native import native
+from anchorline.train.native import OUTPUTS, Native, native
 
 TILE = 256
 """Rows of a product."""
@@ -31,6 +31,8 @@ SIZES = (3072, 2048, 1536, 1024, 768, 512, 300, 200, 120, 64, 30, 8)
 MANY = 1024
 """Rows with which torch's products in the backward are as fast as native.cpp's tiles: with 600 they take 1.4 times as long."""
 MOST = 200_000_000
+WHOLE = "_anchorline_whole"
+"""The attribute of a copy under which the weight is that it stands for."""
 
 
 class _TiledLinear(torch.autograd.Function):
@@ -39,7 +41,7 @@ class _TiledLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_RI, weight_OI)
-        ctx.biased = bias_O is not None
+        ctx.whole = whole_of(weight_OI)  # what is saved may come back as another tensor
         return tiled(x_RI, weight_OI, bias_O)
 
     @staticmethod
@@ -49,7 +51,7 @@ class _TiledLinear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             toward_inputs(grad_RO, weight_OI) if of_x else None,
-            _transposed(grad_RO) @ x_RI if of_weight else None,
+            weight_gradient(grad_RO, x_RI, ctx.whole) if of_weight else None,
             grad_RO.sum(0) if of_bias else None,
         )
 
@@ -62,7 +64,7 @@ def tiled(
     out: Tensor | None = None,
 ) -> Float[Tensor, "rows outputs"]:
     """X @ weightᵀ + bias, by native.cpp or in tiles of `TILE` rows, of which the last one is filled up with zeros."""
-    if x_RI.dtype == torch.bfloat16 and (compiled := native()) is not None:
+    if (compiled := native_for(x_RI)) is not None:
         return compiled.linear(x_RI, weight_OI, bias_O, out=out)
     rows = len(x_RI)
     out_RO = x_RI.new_empty((rows, len(weight_OI))) if out is None else out
@@ -78,24 +80,57 @@ def tiled(
 def toward_inputs(
     grad_RO: Float[Tensor, "rows outputs"],
     weight_OI: Float[Tensor, "outputs inputs"],
-    *,
-    beside: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "rows inputs"]:
-    """Grad @ weight, the gradient in what a linear layer was given; `beside`, two factors whose product is added.
-
-    By native.cpp, or by torch where rows are many.
-    """
-    compiled = native() if grad_RO.dtype == torch.bfloat16 and len(grad_RO) < MANY else None
-    if compiled is not None and compiled.tiles:
-        return compiled.linear_backward(grad_RO, weight_OI, beside=beside)
-    product = grad_RO @ weight_OI
-    return product if beside is None else product.addmm_(*beside)
+    """Grad @ weight, the gradient in what a linear layer was given."""
+    compiled = native_for(grad_RO)
+    if compiled is not None and multiplies_back(grad_RO):
+        return compiled.linear_backward(grad_RO, weight_OI)
+    return grad_RO @ weight_OI
 
 
-def _transposed(x: Tensor) -> Tensor:
-    """Xᵀ, as a copy where native.cpp makes it: oneDNN's own takes longer than the product."""
-    compiled = native() if x.dtype == torch.bfloat16 else None
-    return x.T if compiled is None else compiled.transposed(x)
+def multiplies_back(grad_RO: Tensor) -> bool:
+    """Whether native.cpp makes the products of a backward with so many rows: with AMX and many of them, torch is as fast."""
+    compiled = native_for(grad_RO)
+    return compiled is not None and not (compiled.tiles and len(grad_RO) >= MANY)
+
+
+def weight_gradient(
+    grad_RO: Float[Tensor, "rows outputs"], x_RI: Float[Tensor, "rows inputs"], whole: Tensor | None
+) -> Float[Tensor, "outputs inputs"] | None:
+    """Gradᵀ @ x, a linear layer's gradient in its weight; None where it has been added to that of `whole`."""
+    compiled = native_for(grad_RO)
+    if compiled is None:
+        return grad_RO.T @ x_RI
+    if compiled.tiles:  # oneDNN's own copy of gradᵀ takes longer than the product
+        made = grad_RO.new_empty((grad_RO.shape[1], x_RI.shape[1]))
+        for part, out in zip(grad_RO.split(OUTPUTS, 1), made.split(OUTPUTS), strict=True):
+            torch.mm(compiled.transposed(part), x_RI, out=out)
+        return made
+    made = compiled.weight_gradient(grad_RO, x_RI, None if whole is None else whole.grad)
+    return handed_over(made.to(grad_RO.dtype) if whole is None else made, whole)
+
+
+def stands_for(copy: Tensor, weight: Tensor) -> None:
+    """What products add to the gradient of `copy` may be added, in float32, to that of `weight` instead."""
+    setattr(copy, WHOLE, weight)
+
+
+def whole_of(copy: Tensor) -> Tensor | None:
+    """The weight that `stands_for` has named."""
+    return vars(copy).get(WHOLE)
+
+
+def handed_over(made: Tensor, whole: Tensor | None) -> Tensor | None:
+    """Autograd's share of a gradient: none of it where it is that of `whole`, to whose gradient it was added."""
+    if whole is None:
+        return made
+    whole.grad = made
+    return None
+
+
+def native_for(x: Tensor) -> Native | None:
+    """native.cpp, where it multiplies in this tensor's format."""
+    return native() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else None
 
 
 @contextmanager
@@ -105,7 +140,7 @@ def steady_rows(model: torch.nn.Module) -> Iterator[None]:
         for module in model.modules():
             if type(module) is not torch.nn.Linear or "forward" in vars(module):  # taken already
                 continue
-            if sways(module.weight, format_of(module.weight)):
+            if made_here(module.weight, format_of(module.weight)):
                 module.forward = partial(_linear, module)  # pyright: ignore[reportAttributeAccessIssue]
                 stack.callback(module.__dict__.pop, "forward")
         yield
@@ -123,6 +158,12 @@ def format_of(weight: Tensor) -> torch.dtype:
     """The number format in which a linear layer multiplies here."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def made_here(weight_OI: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the products of a forward with this matrix are made here: where torch's sway, or are slower."""
+    compiled = native_for(weight_OI) if weight_OI.dtype == dtype and weight_OI.dim() == 2 else None
+    return (compiled is not None and not compiled.tiles) or sways(weight_OI, dtype)
 
 
 def sways(weight_OI: Tensor, dtype: torch.dtype) -> bool:
