@@ -20,12 +20,13 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 
 from anchorline.train import attention, lean, rotation, steady
+from anchorline.train import native as native_module
 from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED, packed_attention
 from anchorline.train.cpu_attention import row_attention, sequences_of
 from anchorline.train.forward import example_logps, example_token_logps
 from anchorline.train.layout import Branching, pack
-from anchorline.train.native import LISTED, Native, _compiled, _processor, native, unchanging
+from anchorline.train.native import LISTED, WITHOUT_TILES, Native, _compiled, _processor, native, unchanging
 from anchorline.train.profile import time_shares
 
 FORMAT = 2**-8
@@ -45,7 +46,7 @@ def compiled(request: pytest.FixtureRequest) -> Native:
     found = native_here()
     if request.param == "without AMX":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("CXX", "g++ -mno-amx-tile -mno-amx-bf16")
+            patch.setenv("CXX", " ".join(["g++", *WITHOUT_TILES]))
             found = native.__wrapped__()
         assert found is not None and found.name.startswith("AVX512")
     return found
@@ -480,6 +481,17 @@ def name_in_a_process(cache, **variables: str) -> str:
     env = {**os.environ, "ANCHORLINE_CACHE": str(cache), **variables}
     done = subprocess.run([sys.executable, "-c", RUN], env=env, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout.strip()
+
+
+def test_where_the_system_keeps_the_tiles_from_programs_it_does_without(tmp_path, monkeypatch):
+    native_here()
+    (tmp_path / "refused.cpp").write_text('extern "C" int ready() { return 0; }')
+    command = ["g++", "-shared", "-fPIC", "-o", str(tmp_path / "refused.so"), str(tmp_path / "refused.cpp")]
+    subprocess.run(command, check=True)
+    compiled = lambda command: _compiled(command) if set(WITHOUT_TILES) <= set(command) else tmp_path / "refused.so"  # noqa: E731
+    monkeypatch.setattr(native_module, "_compiled", compiled)
+    found = native.__wrapped__()
+    assert found is not None and found.name.startswith("AVX512") and not found.tiles
 
 
 def test_it_is_compiled_once_and_again_where_the_file_is_spoilt(tmp_path):

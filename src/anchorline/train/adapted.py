@@ -2,7 +2,8 @@
 
 PEFT makes the adapter's output whole, multiplies it by its factor and adds it, each a pass over memory that costs as much as
 the adapter's thin products; so does autograd on the way back. Here the adapter's product is added while the base's output is
-written, and the gradient of the input is one sum. It rounds once where PEFT rounds three times.
+written, the gradient of the input is one sum, and those of the adapter go into its own, in float32. It rounds once where PEFT
+rounds three times.
 
 >>> with adapted_layers(model):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()

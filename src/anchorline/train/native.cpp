@@ -1,4 +1,5 @@
-// What training in bfloat16 on a CPU does between its large products: attention over packed rows, norms, gated activations.
+// What training in bfloat16 on a CPU does itself: products, attention over packed rows, norms, gated activations, the head's
+// softmax.
 //
 // Needs AVX512 with bfloat16; with AMX its tiles are used. native.py compiles this file for the machine that it runs on,
 // and says what each function's arguments are. Every result is the same for any number of threads: each piece of it is
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -63,9 +65,10 @@ inline V exp2(V x) {
 
 inline V logistic(V x) { return _mm512_div_ps(all(1.f), _mm512_add_ps(all(1.f), exp2(_mm512_mul_ps(x, all(-LOG2E))))); }
 
-// C[m, n] (+)= A[m, k] · B[k, n], A by rows, B paired; m is a multiple of TALL, k of STEP, n of 32.
+// C[m, n] (+)= A[m, k] · B[k, n], A by rows, B paired; m is a multiple of TALL, k of STEP, n of 32. DEEP: of a longer k, what of
+// A and B stays in a core's caches.
 #ifdef __AMX_BF16__
-constexpr int64_t TALL = 32, STEP = 32;
+constexpr int64_t TALL = 32, STEP = 32, DEEP = 2048;
 
 struct Tiles {
   Tiles() {
@@ -114,7 +117,7 @@ void multiply(const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, 
     }
 }
 #else
-constexpr int64_t TALL = 8, STEP = 2;
+constexpr int64_t TALL = 8, STEP = 2, DEEP = 768;
 
 struct Tiles {
   Tiles() {}
@@ -253,6 +256,10 @@ class Room {
     } else {
       at = free.back();
       free.pop_back();
+    }
+    if (!at) {
+      std::fputs("anchorline: out of memory; lower train.tokens_per_row\n", stderr);
+      std::abort();
     }
   }
   Room(const Room&) = delete;
@@ -563,14 +570,14 @@ void normed_back(const bf16* out, const float* weight, const float* inverse, con
 template <class Write>
 void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other, float factor, int64_t rows, int64_t inputs,
              int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int threads, const Write& write) {
-  constexpr int64_t ROWS = 256, SHARES = 4, DEEP = 768;
+  constexpr int64_t ROWS = 256, SHARES = 8;
   const int64_t deep = up(inputs, 32), thin = up(more, 32), panels = up(outputs, PANEL) / PANEL;
   const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1);
   const int64_t groups = std::min(panels, up(SHARES * threads, blocks) / blocks);  // of panels, so that no thread waits long
   const int64_t held = deep > DEEP ? up(panels, groups) / groups : 1;              // panels whose sums wait for the next piece
   // rows [from, count) of x, filled up with zeros to whole tiles
   const auto fill = [](const bf16* x, int64_t stride, int64_t from, int64_t count, int64_t width, int64_t wide, bf16* to) {
-    for (int64_t i = from; i < up(count, 32); i++, to += wide) {
+    for (int64_t i = from; i < up(count, TALL); i++, to += wide) {
       const int64_t given = i < count ? width : 0;
       std::memcpy(to, x + i * stride, 2 * given);
       std::memset(to + given, 0, 2 * (wide - given));
@@ -579,7 +586,7 @@ void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
-    Room<bf16> filled((inputs == deep ? 32 : ROWS) * deep), beside(ROWS * thin);
+    Room<bf16> filled((inputs == deep ? TALL : ROWS) * deep), beside(ROWS * thin);
     Room<float> sums(held * ROWS * PANEL);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * groups; task++) {
@@ -587,7 +594,7 @@ void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other
       const int64_t from_panel = panels * group / groups, to_panel = panels * (group + 1) / groups;
       const bf16* from = x + first * stride;
       // rows that are read where they lie, and those that are filled up
-      const int64_t there = inputs == deep ? count / 32 * 32 : 0, left = up(count, 32) - there;
+      const int64_t there = inputs == deep ? count / TALL * TALL : 0, left = up(count, TALL) - there;
       fill(from, stride, there, count, inputs, deep, filled);
       if (y) fill(y + first * y_stride, y_stride, 0, count, more, thin, beside);
       for (int64_t at = 0; at < deep; at += DEEP) {
@@ -832,14 +839,14 @@ void linear_wide(const bf16* x, const bf16* packed, float* out, int64_t add, int
 // `across`.
 void crossed(const bf16* a, const bf16* b, float factor, float* out, int64_t add, int64_t across, int64_t rows, int64_t m,
              int64_t n, int64_t a_stride, int64_t b_stride, int threads) {
-  constexpr int64_t DEEP = 64;
-  const int64_t high = up(m, TALL), deep = up(std::max<int64_t>(rows, 1), DEEP);
+  constexpr int64_t PIECE = 64;
+  const int64_t high = up(m, TALL), deep = up(std::max<int64_t>(rows, 1), PIECE);
   Room<bf16> turned(high * deep);
   std::memset(turned, 0, high * deep * 2);
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
-    Room<bf16> pairs(DEEP * PANEL);
+    Room<bf16> pairs(PIECE * PANEL);
     Room<float> sums(high * PANEL);
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < rows; first += 32)
@@ -849,12 +856,12 @@ void crossed(const bf16* a, const bf16* b, float factor, float* out, int64_t add
 #pragma omp for schedule(static)
     for (int64_t column = 0; column < n; column += PANEL) {
       const __mmask32 given = within(column, n);
-      for (int64_t first = 0; first < deep; first += DEEP) {
-        for (int64_t i = first; i < first + DEEP; i += 2) {
+      for (int64_t first = 0; first < deep; first += PIECE) {
+        for (int64_t i = first; i < first + PIECE; i += 2) {
           const bf16* row = b + i * b_stride + column;
           interleave(i < rows ? row : nullptr, i + 1 < rows ? row + b_stride : nullptr, given, pairs + (i - first) * PANEL);
         }
-        multiply(turned + first, deep, pairs, PANEL, sums, PANEL, high, PANEL, DEEP, first > 0);
+        multiply(turned + first, deep, pairs, PANEL, sums, PANEL, high, PANEL, PIECE, first > 0);
       }
       const int64_t own = std::min<int64_t>(PANEL, n - column);
       for (int64_t i = 0; i < m; i++)

@@ -30,6 +30,7 @@ from anchorline.llm.embedded import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
 LANES = 16
 """Numbers of a vector: widths of norms and sizes of gates are multiples of it."""
 WIDE = 32
@@ -371,17 +372,19 @@ def unchanging(weights: Iterable[Tensor]) -> Iterator[None]:
 
 @cache
 def native() -> Native | None:
-    """The functions for this processor, or None."""
+    """The functions for this processor, or None. Without AMX's tiles where the system keeps them from programs."""
     try:
         compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
         if "avx512_bf16" not in _processor().split() or not shutil.which(compiler[0]):
             return None
-        file = _compiled(compiler)
-        library = ctypes.CDLL(str(file))
+        for more in ((), WITHOUT_TILES):
+            file = _compiled([*compiler, *more])
+            library = ctypes.CDLL(str(file))
+            if kind := (None, "AVX512", "AMX")[library.ready()]:
+                return Native(library, f"{kind} {file.stem.partition('-')[0]}")
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError):  # CXX that is no command, no home folder
-        return None
-    kind = (None, "AVX512", "AMX")[library.ready()]
-    return Native(library, f"{kind} {file.stem.partition('-')[0]}") if kind else None
+        pass
+    return None
 
 
 def _compiled(compiler: list[str]) -> Path:

@@ -1,10 +1,13 @@
-"""Products in bfloat16 whose rows do not hang on how many there are, on processors where they otherwise do.
+"""Products in bfloat16 by native.cpp: where torch's rows hang on how many there are, and where torch is slower.
 
 With AMX, oneDNN adds a product's terms up in another order where the matrix has more rows, and one sum in ten thousand
 rounds to another bfloat16. Over an answer's tokens that makes up to a nat, so that a policy before its first step would not
 have its reference's log-probs, which were computed among other rows. Here the forward's products are made by native.cpp,
 which adds every row up in one order, or without it in tiles of a fixed number of rows; the backward, where nothing has to be
 met again, is whole. Whether it is needed is tried out, once for each shape of a matrix.
+
+Without AMX native.cpp is the faster one, both ways: weights that do not change are laid out for it once, others on the way,
+and a weight's gradient is added to that of the float32 weight at once.
 
 >>> with steady_rows(model):  # doctest: +SKIP
 ...     model(tokens)
@@ -89,9 +92,9 @@ def toward_inputs(
 
 
 def multiplies_back(grad_RO: Tensor) -> bool:
-    """Whether native.cpp makes the products of a backward with so many rows: with AMX and many of them, torch is as fast."""
+    """Whether native.cpp makes this product of a backward: with AMX, torch is as fast where rows are many, or a head's."""
     compiled = native_for(grad_RO)
-    return compiled is not None and not (compiled.tiles and len(grad_RO) >= MANY)
+    return compiled is not None and not (compiled.tiles and (len(grad_RO) >= MANY or grad_RO.shape[1] > OUTPUTS))
 
 
 def weight_gradient(
