@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import replace
@@ -343,6 +344,21 @@ def test_profiled_steps_say_what_share_of_their_time_is_products(model, tmp_path
     assert all(0 < share < 1 for share in shares[1:3])  # on a busy machine nearly all of the time is other programs'
     lines = [json.loads(line) for line in (tmp_path / "train/metrics.jsonl").read_text().splitlines()]
     assert all(line["pairs_per_second"] > 0 and line["tokens_per_second"] > line["pairs_per_second"] for line in lines)
+
+
+def test_objects_from_before_are_left_alone_for_the_training_only(model, tmp_path, monkeypatch):
+    counts, original = [], trainer.response_sums
+    monkeypatch.setattr(
+        trainer, "response_sums", lambda *given: counts.append(gc.get_freeze_count()) or original(*given)
+    )
+    train(ROWS[:2], model, settings(), tmp_path)
+    assert min(counts) > 1000 and not gc.get_freeze_count()
+    gc.freeze()
+    try:
+        train(ROWS[:2], model, settings(), tmp_path / "again")
+        assert gc.get_freeze_count(), "that was the caller's own"
+    finally:
+        gc.unfreeze()
 
 
 def test_the_state_and_the_pull_are_of_the_pairs_own_objective():

@@ -161,12 +161,10 @@ class AnchoredTrainer(Trainer):
     def train(self, *given: Any, **named: Any) -> Any:
         """As transformers' own, while frozen weights stand still."""
         model: Any = self.model
-        gc.freeze()  # looking through what was there before takes Python a third of a second, several times
         try:
-            with unchanging(p for p in model.parameters() if not p.requires_grad):
+            with unchanging(p for p in model.parameters() if not p.requires_grad), _old_objects_left_alone():
                 return super().train(*given, **named)
         finally:
-            gc.unfreeze()
             unset_hf_deepspeed_config()  # else whatever this process loads from now on would be divided by ZeRO-3
 
     def training_step(
@@ -310,6 +308,19 @@ class AnchoredTrainer(Trainer):
         row["seconds"] = round(now - self._started, 3)
         append_jsonl(self.folder / "pairs.jsonl", records)
         append_jsonl(self.folder / "metrics.jsonl", [row])
+
+
+@contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    """Inside, Python does not look through what was there before for what nobody needs: a third of a second each time."""
+    if gc.get_freeze_count():  # the caller has done it, and may want it to stay
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def share_of(settings: TrainSettings) -> Share:
