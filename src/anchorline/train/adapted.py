@@ -21,7 +21,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
 
 from anchorline.train.native import Native, native
-from anchorline.train.steady import handed_over, multiplies_back, whole_of
+from anchorline.train.steady import handed_over, multiplying_back, whole_of
 
 
 class _Adapted(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _Adapted(torch.autograd.Function):
         (grad_RO,) = grads
         x_RI, inner_RK, weight_OI, *thin = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
-        here = wanted and multiplies_back(grad_RO)
+        here = wanted and multiplying_back(grad_RO) is not None
         of_inner, of_x, *made = ctx.compiled.adapted_backward(
             *(grad_RO, x_RI, inner_RK, weight_OI if here else None, *thin, ctx.factor),
             into=tuple(None if weight is None else weight.grad for weight in ctx.whole),

@@ -141,9 +141,8 @@ def _bring(written: Path, target: Path, state: Any, *, keep: int) -> None:
 
 def _digest(value: Any) -> str:
     digest = hashlib.sha256()
-    for part in (
-        value if isinstance(value, (list, tuple)) else [value]
-    ):  # all rows as one text would take their memory again
+    # part by part: all rows as one text would take their memory again
+    for part in value if isinstance(value, (list, tuple)) else [value]:
         digest.update(ascii(part).encode() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -85,16 +85,16 @@ def toward_inputs(
     weight_OI: Float[Tensor, "outputs inputs"],
 ) -> Float[Tensor, "rows inputs"]:
     """Grad @ weight, the gradient in what a linear layer was given."""
-    compiled = native_for(grad_RO)
-    if compiled is not None and multiplies_back(grad_RO):
-        return compiled.linear_backward(grad_RO, weight_OI)
-    return grad_RO @ weight_OI
+    compiled = multiplying_back(grad_RO)
+    return grad_RO @ weight_OI if compiled is None else compiled.linear_backward(grad_RO, weight_OI)
 
 
-def multiplies_back(grad_RO: Tensor) -> bool:
-    """Whether native.cpp makes this product of a backward: with AMX, torch is as fast where rows are many, or a head's."""
+def multiplying_back(grad_RO: Tensor) -> Native | None:
+    """native.cpp, where it makes this product of a backward: with AMX, torch is as fast where rows are many, or a head's."""
     compiled = native_for(grad_RO)
-    return compiled is not None and not (compiled.tiles and (len(grad_RO) >= MANY or grad_RO.shape[1] > OUTPUTS))
+    if compiled is not None and compiled.tiles and (len(grad_RO) >= MANY or grad_RO.shape[1] > OUTPUTS):
+        return None
+    return compiled
 
 
 def weight_gradient(
