@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +32,9 @@ from anchorline.train.layout import Branching, pack
 from anchorline.train.native import LISTED, WITHOUT_TILES, Native, _compiled, _processor, native, unchanging
 from anchorline.train.profile import time_shares
 
+TILES = Path(__file__).with_name("tiles.h")
+BY_TILES = ("g++", "-D__AMX_BF16__", "-include", str(TILES), f"-DOF={hashlib.sha256(TILES.read_bytes()).hexdigest()}")
+"""Compiles the form for AMX with tiles in plain C++, for any processor."""
 FORMAT = 2**-8
 """What a figure in bfloat16 may be off by its rounding alone."""
 
@@ -41,14 +47,14 @@ def native_here() -> Native:
     return native() or pytest.skip("the system does not let programs use AMX, or CXX is no compiler")
 
 
-@pytest.fixture(scope="module", params=["as the processor is", "without AMX"])
+@pytest.fixture(scope="module", params=["as the processor is", "AVX512", "AMX"])
 def compiled(request: pytest.FixtureRequest) -> Native:
     found = native_here()
-    if request.param == "without AMX":
+    if request.param != "as the processor is":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("CXX", " ".join(["g++", *WITHOUT_TILES]))
+            patch.setenv("CXX", shlex.join({"AVX512": ("g++", *WITHOUT_TILES), "AMX": BY_TILES}[request.param]))
             found = native.__wrapped__()
-        assert found is not None and found.name.startswith("AVX512")
+        assert found is not None and found.name.startswith(request.param)
     return found
 
 
@@ -482,6 +488,15 @@ def name_in_a_process(cache, **variables: str) -> str:
     env = {**os.environ, "ANCHORLINE_CACHE": str(cache), **variables}
     done = subprocess.run([sys.executable, "-c", RUN], env=env, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout.strip()
+
+
+def test_what_hangs_on_the_instructions_holds_with_amx():
+    native_here()
+    files = [str(TILES.with_name(f"test_train_{name}.py")) for name in ("steady", "adapted", "head")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    env = os.environ | {"CXX": shlex.join(BY_TILES)}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
 def test_where_the_system_keeps_the_tiles_from_programs_it_does_without(tmp_path, monkeypatch):
