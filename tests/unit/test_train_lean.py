@@ -87,7 +87,7 @@ def test_a_norm_that_lets_a_figure_vanish_keeps_what_it_cannot_find_again():
 
 def test_norms_and_gated_activations_are_found_and_nothing_stays_changed():
     model = model_of("llama")
-    with computing_again(model, torch.bfloat16):
+    with computing_again(list(model.modules()), torch.bfloat16):
         changed = {name.rpartition(".")[2] for name, module in model.named_modules() if "forward" in module.__dict__}
         assert changed == {"input_layernorm", "post_attention_layernorm", "norm", "mlp"}
     assert not any("forward" in module.__dict__ for module in model.modules())

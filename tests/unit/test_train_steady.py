@@ -46,7 +46,7 @@ def test_inside_the_layers_of_a_model_are_tiled_with_the_gradients_of_the_whole(
     monkeypatch.setattr(steady, "sways", lambda weight, dtype: True)
     monkeypatch.setattr(steady, "tiled", lambda *given, **more: seen.append(given) or tiled(*given, **more))
     monkeypatch.setattr(steady, "TILE", 16)
-    with steady_rows(model):
+    with steady_rows(model.modules()):
         out = model(input_ids=tokens).logits
     out.logsumexp(-1).sum().backward()
     assert len(seen) == 2 * 7 + 1, "seven maps a layer, and the head"

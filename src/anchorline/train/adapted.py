@@ -5,13 +5,13 @@ the adapter's thin products; so does autograd on the way back. Here the adapter'
 written, the gradient of the input is one sum, and those of the adapter go into its own, in float32. It rounds once where PEFT
 rounds three times.
 
->>> with adapted_layers(model):  # doctest: +SKIP
+>>> with adapted_layers(model.modules()):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ class _Adapted(torch.autograd.Function):
 
 
 @contextmanager
-def adapted_layers(model: torch.nn.Module) -> Iterator[None]:
+def adapted_layers(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Inside, LoRA layers of the plain kind compute in one step; the backward has to be inside as well.
 
     Their weights and the number of their adapters stay as they are at the start; adapters may be switched off and on.
@@ -68,12 +68,13 @@ def adapted_layers(model: torch.nn.Module) -> Iterator[None]:
     compiled = native()
     with ExitStack() as stack:
         if compiled is not None:
-            layers: list[Any] = [module for module in model.modules() if type(module) is LoraLinear]
+            layers: list[Any] = [module for module in modules if type(module) is LoraLinear]
             for module in layers:
                 name = module.active_adapters[0] if module.active_adapters else ""
                 if _plain(module, name):
-                    module.forward = partial(_forward, module, module.forward, compiled, _parts(module, name))
-                    stack.callback(module.__dict__.pop, "forward")
+                    parts = _parts(module, name)
+                    vars(module)["forward"] = partial(_forward, module, module.forward, compiled, parts)
+                    stack.callback(vars(module).pop, "forward")
         yield
 
 

@@ -15,7 +15,7 @@ it was 0.9 to 2.3, mostly to one side, and gradients were off by 4.9 instead of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -46,33 +46,34 @@ def multiplying_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
     if dtype == torch.float32:
         yield
         return
+    modules = list(model.modules())  # once: with adapters they are thousands, and each walk takes milliseconds
     with ExitStack() as stack:
         if wrapped():
             stack.enter_context(torch.autocast(next(model.parameters()).device.type, dtype))
         else:
-            _lend_copies(model, dtype, stack)
-            stack.enter_context(computing_again(model, dtype))
-            stack.enter_context(adapted_layers(model))
-            stack.enter_context(rotating_once(model))
+            _lend_copies(model.config, modules, dtype, stack)
+            stack.enter_context(computing_again(modules, dtype))
+            stack.enter_context(adapted_layers(modules))
+            stack.enter_context(rotating_once(modules))
         # open through the backward: a checkpointed layer is computed again there
-        stack.enter_context(steady_rows(model))
+        stack.enter_context(steady_rows(modules))
         yield
 
 
-def _lend_copies(model: Any, dtype: torch.dtype, stack: ExitStack) -> None:
+def _lend_copies(config: Any, modules: Sequence[torch.nn.Module], dtype: torch.dtype, stack: ExitStack) -> None:
     copies: dict[int, Tensor] = {}  # by the weight: a tied one has one copy
-    for module in model.modules():
+    for module in modules:
         own = {name: p for name, p in module._parameters.items() if p is not None}
         hook = None
         if isinstance(module, torch.nn.Embedding):
             # a lookup gains nothing from a copy, and the gradient of a frequent word is a sum that wants float32
             if _adds_rows(module):
-                module.forward = partial(_look_up, module)  # pyright: ignore[reportAttributeAccessIssue]
-                stack.callback(module.__dict__.pop, "forward")
+                vars(module)["forward"] = partial(_look_up, module)
+                stack.callback(vars(module).pop, "forward")
             else:
                 hook = module.register_forward_hook(lambda _, __, out: out.float())
         elif type(module).__name__.endswith("RotaryEmbedding"):
-            hook = module.register_forward_hook(partial(_rotation, model, dtype))
+            hook = module.register_forward_hook(partial(_rotation, config, dtype))
         elif own and not is_norm(module):
             hook = module.register_forward_pre_hook(partial(_narrow, dtype))
             for name, weight in own.items():
@@ -119,9 +120,9 @@ def _look_up(module: torch.nn.Embedding, tokens: Tensor) -> Tensor:
     return _Lookup.apply(module, tokens, module.weight)  # pyright: ignore[reportReturnType]
 
 
-def _rotation(model: Any, dtype: torch.dtype, _: Any, __: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _rotation(config: Any, dtype: torch.dtype, _: Any, __: Any, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Cosines and sines in float32, but where an attention wants queries and keys as narrow as values."""
-    return out if model.config._attn_implementation == PACKED else tuple(x.to(dtype) for x in out)
+    return out if config._attn_implementation == PACKED else tuple(x.to(dtype) for x in out)
 
 
 def _narrow(dtype: torch.dtype, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -146,7 +146,7 @@ def _through_head(model: Any, row: Row, instead: Callable[[Tensor, OutputHead], 
     own = vars(head.module).get("forward")
     head.module.forward = stand_in
     # where the head is another's already, that is `multiplying_in`, which has steady rows; to look takes milliseconds
-    steady = steady_rows(model) if own is None and rounds_to_half(model) else nullcontext()
+    steady = steady_rows(model.modules()) if own is None and rounds_to_half(model) else nullcontext()
     try:
         with steady:
             out = model(

@@ -9,13 +9,13 @@ A gated activation is known by what its module's `forward` uses; every other is 
 Where native.cpp runs, it computes norms and gates of the usual kind (SiLU) in one pass each way. Its sums add up in another
 order than torch's, so that one figure in a thousand rounds to the neighbouring bfloat16.
 
->>> with computing_again(model, torch.bfloat16):  # doctest: +SKIP
+>>> with computing_again(list(model.modules()), torch.bfloat16):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -104,9 +104,8 @@ class _NativeGated(torch.autograd.Function):
 
 
 @contextmanager
-def computing_again(model: Any, dtype: torch.dtype) -> Iterator[None]:
+def computing_again(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
     """Inside, norms give `dtype`; they and gated activations keep little for the backward, which has to be inside as well."""
-    modules = list(model.modules())
     # a checkpointed layer frees what the product would be made of again
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in modules)
     with ExitStack() as stack:
@@ -119,8 +118,8 @@ def computing_again(model: Any, dtype: torch.dtype) -> Iterator[None]:
             elif type(module).forward.__code__.co_names == GATED:
                 instead = partial(_gated, module, checkpointed)
             if instead is not None:
-                module.forward = instead
-                stack.callback(module.__dict__.pop, "forward")
+                vars(module)["forward"] = instead
+                stack.callback(vars(module).pop, "forward")
         yield
 
 

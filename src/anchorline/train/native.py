@@ -192,7 +192,8 @@ class Native:
         if not len(grad):
             return made.zero_() if into is None else made
         packed, rows = self._packed(x, across=True), len(grad) + -len(grad) % WIDE
-        across = grad.new_zeros((min(grad.shape[1], OUTPUTS), rows))
+        across = grad.new_empty((min(grad.shape[1], OUTPUTS), rows))
+        across[:, len(grad) :] = 0
         for start in range(0, grad.shape[1], OUTPUTS):
             part = grad[:, start : start + OUTPUTS]
             self._transpose(part, across)

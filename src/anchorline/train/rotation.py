@@ -4,14 +4,14 @@ As architectures write it, it is ten passes over states that became float32 on t
 so it is changed there, for as long as the context is open; what is no plain bfloat16 on a CPU still goes to the function
 that was there.
 
->>> with rotating_once(model):  # doctest: +SKIP
+>>> with rotating_once(model.modules()):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -42,10 +42,10 @@ class _Rotated(torch.autograd.Function):
 
 
 @contextmanager
-def rotating_once(model: torch.nn.Module) -> Iterator[None]:
+def rotating_once(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Inside, rotations of the usual kind are one pass; the backward has to be inside as well."""
     with ExitStack() as stack:
-        for module in {type(part).__module__ for part in model.modules()}:
+        for module in {type(part).__module__ for part in modules}:
             names = vars(sys.modules[module]) if module in sys.modules else {}
             found = [getattr(names.get(name), "__code__", None) for name in (NAME, "rotate_half")]
             if native() is not None and tuple(code and code.co_code for code in found) == USUAL:

@@ -9,13 +9,13 @@ met again, is whole. Whether it is needed is tried out, once for each shape of a
 Without AMX native.cpp is the faster one, both ways: weights that do not change are laid out for it once, others on the way,
 and a weight's gradient is added to that of the float32 weight at once.
 
->>> with steady_rows(model):  # doctest: +SKIP
+>>> with steady_rows(model.modules()):  # doctest: +SKIP
 ...     model(tokens)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -137,15 +137,15 @@ def native_for(x: Tensor) -> Native | None:
 
 
 @contextmanager
-def steady_rows(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, half-precision products of the model's linear layers are made in tiles, where this processor needs it."""
+def steady_rows(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Inside, half-precision products of linear layers are made in tiles, where this processor needs it."""
     with ExitStack() as stack:
-        for module in model.modules():
+        for module in modules:
             if type(module) is not torch.nn.Linear or "forward" in vars(module):  # taken already
                 continue
             if made_here(module.weight, format_of(module.weight)):
-                module.forward = partial(_linear, module)  # pyright: ignore[reportAttributeAccessIssue]
-                stack.callback(module.__dict__.pop, "forward")
+                vars(module)["forward"] = partial(_linear, module)
+                stack.callback(vars(module).pop, "forward")
         yield
 
 
