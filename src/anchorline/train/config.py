@@ -80,7 +80,7 @@ class TrainSettings(BaseModel):
     """Passes over the pairs."""
     pairs_per_step: int = Field(default=8, ge=1, le=65536)
     """Pairs behind one optimizer step, on all processes together."""
-    tokens_per_row: int = Field(default=2048, ge=1)
+    tokens_per_row: int = Field(default=3072, ge=1)
     """Tokens packed into one row of one forward, a pair longer than that excepted; lower it when memory runs out."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0; the last step is not one of them."""

@@ -31,6 +31,7 @@ using bf16 = uint16_t;
 using V = __m512;
 
 constexpr int BLOCK = 64;  // queries, and keys, of a block of scores
+constexpr int HALF = 32;   // of them, what is left out together where no query sees the key
 constexpr int LANES = 16;
 constexpr int64_t PANEL = 32;  // outputs of a linear layer that are made together
 constexpr int COLUMNS = BLOCK / LANES;
@@ -374,6 +375,18 @@ inline bool edged(int64_t query, int64_t key, int64_t window) {
   return key + BLOCK - 1 > query || (window && query + BLOCK - 1 - key >= window);
 }
 
+// What a block of queries needs of a block of keys: `keys` of them, in stretches of `height`; no query before `from` sees a
+// key of a stretch, and none is there from `until` on.
+struct Seen {
+  int64_t keys, height, until, behind;
+  Seen(int64_t query, int64_t count, int64_t key, bool edge)
+      : keys(std::min<int64_t>(BLOCK, up(query + count - key, HALF))),
+        height(edge ? HALF : BLOCK),
+        until(up(count, HALF)),
+        behind(key - query) {}
+  int64_t from(int64_t key) const { return std::max<int64_t>(behind + key / height * height, 0) / HALF * HALF; }
+};
+
 inline int64_t first_key(int64_t query, int64_t window) {
   return window ? std::max<int64_t>(query - window + 1, 0) / BLOCK * BLOCK : 0;
 }
@@ -404,12 +417,15 @@ void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, f
       for (int c = 0; c < COLUMNS; c++) most[c] = all(-INFINITY), total[c] = all(0.f);
       std::memset(sums, 0, wide * BLOCK * 4);
       for (int64_t key = first_key(first, shape.window); key < first + count; key += BLOCK) {
-        multiply(key_rows + key * wide, wide, query_pairs, BLOCK, scores, BLOCK, BLOCK, BLOCK, wide, false);
         const bool edge = edged(first, key, shape.window);
+        const Seen seen(first, count, key, edge);
+        for (int64_t i = 0; i < seen.keys; i += seen.height)
+          multiply(key_rows + (key + i) * wide, wide, query_pairs + 2 * seen.from(i), BLOCK, scores + i * BLOCK + seen.from(i), BLOCK,
+                   seen.height, seen.until - seen.from(i), wide, false);
         V top[COLUMNS], sum[COLUMNS];
         for (int c = 0; c < COLUMNS; c++) top[c] = most[c];
-        for (int i = 0; i < BLOCK; i++)
-          for (int c = 0; c < COLUMNS; c++) {
+        for (int64_t i = 0; i < seen.keys; i++)
+          for (int64_t c = seen.from(i) / LANES; c < COLUMNS; c++) {
             float* at = scores + i * BLOCK + c * LANES;
             if (edge)
               _mm512_store_ps(
@@ -427,8 +443,8 @@ void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, f
           _mm512_store_ps(factors + c * LANES, shrink);
           most[c] = top[c];
         }
-        for (int i = 0; i < BLOCK; i += 2)
-          for (int c = 0; c < COLUMNS; c++) {
+        for (int64_t i = 0; i < seen.keys; i += 2)
+          for (int64_t c = seen.from(i) / LANES; c < COLUMNS; c++) {
             V p[2];
             for (int r = 0; r < 2; r++) {
               const V s = _mm512_load_ps(scores + (i + r) * BLOCK + c * LANES);
@@ -445,7 +461,9 @@ void forward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, f
               float* at = sums + d * BLOCK + c * LANES;
               _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), _mm512_load_ps(factors + c * LANES)));
             }
-        multiply(value_columns + key, padded, weights, BLOCK, sums, BLOCK, wide, BLOCK, BLOCK, true);
+        for (int64_t i = 0; i < seen.keys; i += seen.height)
+          multiply(value_columns + key + i, padded, weights + i * BLOCK + 2 * seen.from(i), BLOCK, sums + seen.from(i), BLOCK, wide,
+                   seen.until - seen.from(i), seen.height, true);
       }
       for (int c = 0; c < COLUMNS; c++) {
         alignas(64) float tops[LANES], totals[LANES];
@@ -496,11 +514,15 @@ void backward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, 
       }
       std::memset(sums, 0, wide * BLOCK * 4);
       for (int64_t key = first_key(first, shape.window); key < first + count; key += BLOCK) {
-        multiply(key_rows + key * wide, wide, query_columns, BLOCK, scores, BLOCK, BLOCK, BLOCK, wide, false);
-        multiply(value_rows + key * wide, wide, grad_columns, BLOCK, moved, BLOCK, BLOCK, BLOCK, wide, false);
         const bool edge = edged(first, key, shape.window);
-        for (int i = 0; i < BLOCK; i += 2)
-          for (int c = 0; c < COLUMNS; c++) {
+        const Seen seen(first, count, key, edge);
+        for (int64_t i = 0; i < seen.keys; i += seen.height) {
+          const int64_t from = seen.from(i), own = seen.until - from, to = i * BLOCK + from;
+          multiply(key_rows + (key + i) * wide, wide, query_columns + 2 * from, BLOCK, scores + to, BLOCK, seen.height, own, wide, false);
+          multiply(value_rows + (key + i) * wide, wide, grad_columns + 2 * from, BLOCK, moved + to, BLOCK, seen.height, own, wide, false);
+        }
+        for (int64_t i = 0; i < seen.keys; i += 2)
+          for (int64_t c = seen.from(i) / LANES; c < COLUMNS; c++) {
             V slope[2];
             for (int r = 0; r < 2; r++) {
               const int64_t at = (i + r) * BLOCK + c * LANES;
@@ -512,9 +534,12 @@ void backward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, 
             }
             interleave(slope[0], slope[1], slope_pairs + i * BLOCK + 2 * c * LANES);
           }
-        multiply(weights, BLOCK, grad_pairs, wide, grad_v + key * wide, wide, BLOCK, wide, BLOCK, true);
-        multiply(slopes, BLOCK, query_pairs, wide, grad_k + key * wide, wide, BLOCK, wide, BLOCK, true);
-        multiply(key_columns + key, padded, slope_pairs, BLOCK, sums, BLOCK, wide, BLOCK, BLOCK, true);
+        for (int64_t i = 0; i < seen.keys; i += seen.height) {
+          const int64_t from = seen.from(i), own = seen.until - from, to = i * BLOCK + from;
+          multiply(weights + to, BLOCK, grad_pairs + from * wide, wide, grad_v + (key + i) * wide, wide, seen.height, wide, own, true);
+          multiply(slopes + to, BLOCK, query_pairs + from * wide, wide, grad_k + (key + i) * wide, wide, seen.height, wide, own, true);
+          multiply(key_columns + key + i, padded, slope_pairs + to + from, BLOCK, sums + from, BLOCK, wide, own, seen.height, true);
+        }
       }
       write_rows(sums, wide, factors, queries);
       scatter(grad_q, head, sequence, first, count, shape, queries);

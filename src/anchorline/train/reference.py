@@ -5,7 +5,7 @@ and the forward. In it, one line an answer, under a hash of its tokens; so trunc
 cost only what is new. A line holds the sum and the log-prob of every token (`reference_tokens`), so that a change can be
 traced to its place. Each run appends to a file of its own, so runs may share the folder at the same time.
 
->>> table = reference_logps(model, examples, folder, key="3f…", packed=True, tokens_per_row=2048, pad=0)  # doctest: +SKIP
+>>> table = reference_logps(model, examples, folder, key="3f…", packed=True, tokens_per_row=3072, pad=0)  # doctest: +SKIP
 >>> table[response_key(example.prompt, example.responses[0])]  # doctest: +SKIP
 -61.25
 """
