@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -524,6 +525,28 @@ def test_it_is_compiled_once_and_again_where_the_file_is_spoilt(tmp_path):
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", '"'])
 def test_without_a_compiler_that_works_torch_does_it(tmp_path, compiler):
     assert name_in_a_process(tmp_path, CXX=compiler) == "None"
+
+
+SHORT_OF_MEMORY = """
+import resource
+import torch
+from anchorline.train.native import native
+torch.set_num_threads(1)
+tokens, runs = 4096, 400  # each run's keys have a gradient of their own: 800 MB
+x = torch.zeros(1, tokens, 64, dtype=torch.bfloat16)
+out = x.transpose(0, 1)
+sequences = torch.tensor([[0, tokens, 0, 0, 0, 0, 1, 0]] * runs)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, -1))
+native().attention_backward(x, x, x, out, torch.zeros(1, tokens), out, sequences, 0.1, None)
+"""
+
+
+def test_short_of_memory_it_ends_in_one_line_that_says_what_to_do():
+    native_here()
+    found = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert found.returncode == -signal.SIGABRT, found.stderr
+    assert found.stderr.splitlines() == ["anchorline: out of memory; lower train.tokens_per_row"]
 
 
 def test_the_profiler_sees_its_products_and_its_attention(compiled):
