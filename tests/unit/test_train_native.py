@@ -35,7 +35,7 @@ from anchorline.train.profile import time_shares
 
 TILES = Path(__file__).with_name("tiles.h")
 BY_TILES = ("g++", "-D__AMX_BF16__", "-include", str(TILES), f"-DOF={hashlib.sha256(TILES.read_bytes()).hexdigest()}")
-"""Compiles the form for AMX with tiles in plain C++, for any processor."""
+"""Compiles the form for AMX with tiles in plain C++, for any processor; another header makes another library."""
 FORMAT = 2**-8
 """What a figure in bfloat16 may be off by its rounding alone."""
 
