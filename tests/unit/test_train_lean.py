@@ -18,6 +18,7 @@ from anchorline.train.arithmetic import multiplying_in
 from anchorline.train.attention import PACKED
 from anchorline.train.forward import example_logps
 from anchorline.train.lean import computing_again
+from anchorline.train.native import native
 
 EXAMPLES = [example([2, 17, 30], [9, 10, 11, 12], [70, 71, 72]), example([2, 17, 31, 5], [7, 8], [9, 10, 11])]
 KINDS = {
@@ -89,8 +90,38 @@ def test_norms_and_gated_activations_are_found_and_nothing_stays_changed():
     model = model_of("llama")
     with computing_again(list(model.modules()), torch.bfloat16):
         changed = {name.rpartition(".")[2] for name, module in model.named_modules() if "forward" in module.__dict__}
-        assert changed == {"input_layernorm", "post_attention_layernorm", "norm", "mlp"}
+        layers = {str(number) for number in range(SIZES["num_hidden_layers"])}
+        assert changed == {"input_layernorm", "post_attention_layernorm", "norm", "mlp"} | layers
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.skipif(native() is None, reason="native.cpp does not run here")
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "llama, lora"])
+def test_sums_in_the_norms_pass_are_the_layers_own(kind, monkeypatch):
+    model = model_of(kind)
+    found, kept = step(model)
+    real, taken = lean._layer, []
+
+    def as_it_was(module: Any, forward: Any, *given: Any, **named: Any) -> torch.Tensor:
+        taken.append(real)
+        return forward(*given, **named)
+
+    monkeypatch.setattr(lean, "_layer", as_it_was)
+    before, as_much = step(model)
+    assert len(taken) == SIZES["num_hidden_layers"] and kept == as_much
+    assert found.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in found.items())
+
+
+def test_a_layer_of_another_kind_a_checkpointed_one_and_one_whose_norm_lets_a_figure_vanish_stay_as_they_are():
+    gemma, llama, vanished = model_of("gemma3"), model_of("llama"), model_of("llama")
+    llama.activation_checkpointing_enable({"use_reentrant": False})
+    vanished.model.layers[0].post_attention_layernorm.weight.data[3] = 0
+    changed = []
+    for model in (gemma, llama, vanished):
+        with computing_again(list(model.modules()), torch.bfloat16):
+            changed.append([number for number, layer in enumerate(model.model.layers) if "forward" in vars(layer)])
+    assert changed == [[], [], list(range(1, SIZES["num_hidden_layers"]))]
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

@@ -372,7 +372,7 @@ def test_norms_and_gates_are_torchs(compiled, width):
     for wide in (x, x.float()):
         out, inverse = compiled.norm(wide, given, norm.variance_epsilon)
         assert off(out, truth) < FORMAT and out.dtype == torch.bfloat16
-        of_x, of_weight = compiled.norm_backward(out, given, inverse, toward, wide.dtype)
+        of_x, of_weight, _ = compiled.norm_backward(out, given, inverse, toward, wide.dtype)
         assert of_x.dtype == wide.dtype and off(of_x, exact.grad) < FORMAT and off(of_weight, weight.grad) < FORMAT
     gate, up = (draw(3, 50, width, seed=n).double().requires_grad_() for n in (3, 4))
     truth = silu(gate) * up
@@ -381,6 +381,21 @@ def test_norms_and_gates_are_torchs(compiled, width):
     assert off(compiled.gated(*halves), truth) < FORMAT
     for found, leaf in zip(compiled.gated_backward(*halves, toward), (gate, up), strict=True):
         assert off(found, leaf.grad) < FORMAT
+
+
+@pytest.mark.parametrize("width", [32, 576])
+def test_a_norm_of_a_sum_is_that_of_torchs_sum_and_gives_back_what_else_came(compiled, width):
+    x, beside = (torch.randn(3, 50, width, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    more, toward, weight = draw(3, 50, width), draw(3, 50, width, seed=1), draw(width, seed=2).float()
+    total, out, inverse = compiled.norm_of_sum(x, more, weight, 1e-6)
+    assert torch.equal(total, x + more) and torch.equal(compiled.added(x, more), x + more)
+    assert all(map(torch.equal, (out, inverse), compiled.norm(x + more, weight, 1e-6)))
+    alone, of_weight, none = compiled.norm_backward(out, weight, inverse, toward, torch.float32)
+    of_x, again, narrow = compiled.norm_backward(
+        out, weight, inverse, toward, torch.float32, beside=beside.transpose(0, 1).contiguous().transpose(0, 1), narrow=True
+    )
+    assert none is None and torch.equal(again, of_weight)
+    assert torch.equal(of_x, alone + beside) and torch.equal(narrow, of_x.bfloat16())
 
 
 def test_gates_are_torchs_for_every_number_that_there_is(compiled):
@@ -441,10 +456,11 @@ def test_a_training_step_goes_this_way_and_is_the_one_without(compiled, calls, w
         assert torch.allclose(logps, exact, rtol=0.03, atol=0.1)
         found.append({name: off(p.grad, truth[name]) for name, p in model.named_parameters()})
     layers = SIZES["num_hidden_layers"]
-    expected = {"attention": layers, "norm": 2 * layers + 1, "gated": layers}
-    for part, count in expected.items():
-        again = 2 if part == "gated" else 1  # for the layer behind, in the backward
-        assert calls.count(f"{part}_forward") == again * calls.count(f"{part}_backward") == again * count
+    for part, again in (("attention", 1), ("gated", 2)):  # the latter for the layer behind, in the backward
+        assert calls.count(f"{part}_forward") == again * calls.count(f"{part}_backward") == again * layers
+    # a layer's first norm and the last one take what is there, its second adds to it; its own end is a sum
+    norms = [calls.count(name) for name in ("norm_forward", "norm_of_sum", "added", "norm_backward")]
+    assert norms == [layers + 1, layers, layers, 2 * layers + 1]
     assert calls.count("rotate") == 2 * 2 * layers, "queries and keys, there and back"
     assert modeling_mistral.apply_rotary_pos_emb.__code__, "nothing stays changed"
     for name, without in found[1].items():

@@ -158,7 +158,8 @@ def row_attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    return _RowAttention.apply(native, q[0], k[0], v[0], sequences_of(layout), scale, window)[None]  # pyright: ignore[reportOptionalSubscript]
+    rows = (x.squeeze(0) for x in (q, k, v))  # [0] would fill a gradient of its own with zeros
+    return _RowAttention.apply(native, *rows, sequences_of(layout), scale, window).unsqueeze(0)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @lru_cache(maxsize=8)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from anchorline.train.steady import TILE, made_here, native_for, tiled, toward_inputs, weight_gradient, whole_of
 
-CHUNK_BYTES = 2**27
-"""The products of so many tokens exist at one time as make this many bytes: 1,280 in bfloat16 at 49,152 words."""
+CHUNK_BYTES = 2**28
+"""The products of so many tokens exist at one time as make this many bytes: 2,560 in bfloat16 at 49,152 words."""
 CHUNK = 64
 """And so many tokens at least."""
 BLOCK_BYTES = 3_000_000

@@ -7,7 +7,9 @@ input. Gated activations keep the gate and what it lets through; the product of 
 A gated activation is known by what its module's `forward` uses; every other is left alone.
 
 Where native.cpp runs, it computes norms and gates of the usual kind (SiLU) in one pass each way. Its sums add up in another
-order than torch's, so that one figure in a thousand rounds to the neighbouring bfloat16.
+order than torch's, so that one figure in a thousand rounds to the neighbouring bfloat16. In a layer of the usual kind,
+x + attention(norm(x)) and the same with the activation, what is added to the stream is added in the norm's pass, and so is
+on the way back what comes back to the stream.
 
 >>> with computing_again(list(model.modules()), torch.bfloat16):  # doctest: +SKIP
 ...     packed_logps(model, row).sum().backward()
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import layer_norm
 from transformers.activations import SiLUActivation
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from anchorline.train.native import LANES, Native, native
 
@@ -34,8 +37,10 @@ GATED = ("down_proj", "act_fn", "gate_proj", "up_proj")
 SILU = (torch.nn.SiLU, SiLUActivation)
 TINY = 1e-30
 """What a norm's weight has to be away from 0, so that it can be divided out again."""
-USUAL_NORM = LlamaRMSNorm.forward.__code__
+USUAL_NORM = LlamaRMSNorm.forward
 """weight · x / rms(x), which most architectures have written the same way."""
+USUAL_LAYER = LlamaDecoderLayer.forward
+"""Likewise: the stream of states, to which attention and activation, each behind a norm, are added."""
 
 
 class _Again(torch.autograd.Function):
@@ -82,12 +87,48 @@ class _UsualNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         out, weight_D, inverse = ctx.saved_tensors
         if ctx.compiled is not None:
-            of_x, of_weight = ctx.compiled.norm_backward(out, weight_D, inverse, grads[0], ctx.dtype)
+            of_x, of_weight, _ = ctx.compiled.norm_backward(out, weight_D, inverse, grads[0], ctx.dtype)
             return None, of_x, of_weight, None, None
         grad, normal = grads[0].float(), out.float() / weight_D
         inner = grad * weight_D
         of_x = (inner - normal * (inner * normal).mean(-1, keepdim=True)) * inverse[..., None]
         return None, of_x.to(ctx.dtype), (grad * normal).flatten(0, -2).sum(0), None, None
+
+
+class _NormedStream(torch.autograd.Function):
+    """The stream x, with `more` added if there is any, and its norm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, compiled: Native, x: Tensor, more: Tensor | None, weight_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if more is None:
+            stream, (out, inverse) = x.view_as(x), compiled.norm(x, weight_D, eps)
+        else:
+            stream, out, inverse = compiled.norm_of_sum(x, more, weight_D, eps)
+        ctx.save_for_backward(out, weight_D, inverse)
+        ctx.compiled, ctx.narrow = compiled, more is not None
+        return stream, out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        of_stream, of_out = grads
+        of_x, of_weight, of_more = ctx.compiled.norm_backward(
+            *ctx.saved_tensors, of_out, torch.float32, beside=of_stream, narrow=ctx.narrow
+        )
+        return None, of_x, of_more, of_weight, None
+
+
+class _Added(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compiled: Native, x: Tensor, more: Tensor) -> Tensor:
+        del ctx
+        return compiled.added(x, more)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        del ctx
+        return None, grads[0], grads[0].bfloat16()
 
 
 class _NativeGated(torch.autograd.Function):
@@ -108,15 +149,17 @@ def computing_again(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[None
     """Inside, norms give `dtype`; they and gated activations keep little for the backward, which has to be inside as well."""
     # a checkpointed layer frees what the product would be made of again
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in modules)
+    norms = {m: _usual(type(m), USUAL_NORM) and bool(m.weight.abs().min() > TINY) for m in modules if is_norm(m)}
     with ExitStack() as stack:
         for module in modules:
             instead = None
-            if is_norm(module):
-                instead = partial(
-                    _norm, module, module.forward, dtype, _usual(module) and bool(module.weight.abs().min() > TINY)
-                )
+            if module in norms:
+                instead = partial(_norm, module, module.forward, dtype, norms[module])
             elif type(module).forward.__code__.co_names == GATED:
                 instead = partial(_gated, module, checkpointed)
+            elif _usual(type(module), USUAL_LAYER) and not checkpointed and dtype == torch.bfloat16:
+                if norms.get(module.input_layernorm) and norms.get(module.post_attention_layernorm):
+                    instead = partial(_layer, module, module.forward)
             if instead is not None:
                 vars(module)["forward"] = instead
                 stack.callback(vars(module).pop, "forward")
@@ -140,6 +183,17 @@ def _norm(module: Any, forward: Callable[[Tensor], Tensor], dtype: torch.dtype, 
 def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
     weight, bias = (None if p is None else p.float() for p in (module.weight, module.bias))
     return layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+def _layer(module: Any, forward: Callable[..., Tensor], hidden_states: Tensor, **named: Any) -> Tensor:
+    compiled = _native_for(hidden_states) if hidden_states.dtype == torch.float32 else None
+    if compiled is None:
+        return forward(hidden_states, **named)
+    x, first, second = hidden_states.contiguous(), module.input_layernorm, module.post_attention_layernorm
+    x, normed = _NormedStream.apply(compiled, x, None, first.weight.float(), first.variance_epsilon)  # pyright: ignore[reportGeneralTypeIssues]
+    more = module.self_attn(hidden_states=normed, **named)[0].bfloat16().contiguous()
+    x, normed = _NormedStream.apply(compiled, x, more, second.weight.float(), second.variance_epsilon)  # pyright: ignore[reportGeneralTypeIssues]
+    return _Added.apply(compiled, x, module.mlp(normed).bfloat16().contiguous())  # pyright: ignore[reportReturnType]
 
 
 def _gated(module: Any, checkpointed: bool, x: Tensor) -> Tensor:
@@ -170,6 +224,9 @@ def _native_for(x: Tensor) -> Native | None:
     return native() if x.device.type == "cpu" and x.shape[-1] % LANES == 0 else None
 
 
-def _usual(module: Any) -> bool:
-    code = type(module).forward.__code__
-    return all(getattr(code, part) == getattr(USUAL_NORM, part) for part in ("co_code", "co_names", "co_consts"))
+@cache
+def _usual(kind: type[torch.nn.Module], usual: Callable[..., Any]) -> bool:
+    """Whether a module's forward is written as this one."""
+    codes = (getattr(unwrap(forward), "__code__", None) for forward in (kind.forward, usual))
+    mine, its = ([getattr(code, part, None) for part in ("co_code", "co_names", "co_consts")] for code in codes)
+    return mine == its

@@ -326,8 +326,8 @@ void scatter(const Heads& x, int64_t head, const Sequence& sequence, int64_t fro
     std::memcpy(x.row(head, sequence.place(from + t)), rows + t * shape.wide, 2 * shape.width);
 }
 
-// A block of up to 32 rows and columns, rows for columns.
-void transpose_block(const bf16* from, int64_t stride, int64_t rows, int64_t columns, bf16* to, int64_t out_stride) {
+// A block of up to 32 rows and columns, rows for columns; of each row that is made `room` numbers, the last of them zeros.
+void transpose_block(const bf16* from, int64_t stride, int64_t rows, int64_t columns, bf16* to, int64_t out_stride, int64_t room) {
   alignas(64) bf16 filled[32 * 32];
   if (rows < 32 || columns < 32) {
     std::memset(filled, 0, sizeof filled);
@@ -344,12 +344,12 @@ void transpose_block(const bf16* from, int64_t stride, int64_t rows, int64_t col
     }
     transpose(r);
     for (int i = 0; i < 16 && half + i < columns; i++) {
-      if (rows == 32) {
+      if (room == 32) {
         _mm512_storeu_si512(to + (half + i) * out_stride, r[i]);
       } else {
         alignas(64) bf16 row[32];
         _mm512_store_si512(row, r[i]);
-        std::memcpy(to + (half + i) * out_stride, row, 2 * rows);
+        std::memcpy(to + (half + i) * out_stride, row, 2 * room);
       }
     }
   }
@@ -358,7 +358,7 @@ void transpose_block(const bf16* from, int64_t stride, int64_t rows, int64_t col
 // Rows [rows, width], both multiples of 32, to [width, rows].
 void transpose_all(const bf16* rows, int64_t count, int64_t width, bf16* out) {
   for (int64_t i = 0; i < count; i += 32)
-    for (int64_t d = 0; d < width; d += 32) transpose_block(rows + i * width + d, width, 32, 32, out + d * count + i, count);
+    for (int64_t d = 0; d < width; d += 32) transpose_block(rows + i * width + d, width, 32, 32, out + d * count + i, count, 32);
 }
 
 // The lanes of 16 queries, from `query` on, that see a key.
@@ -548,22 +548,23 @@ void backward(const Heads& q, const Heads& k, const Heads& v, const Heads& out, 
 }
 
 template <typename T>
-void normed(const T* x, const float* weight, bf16* out, float* inverse, int64_t rows, int64_t width, float eps, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < rows; row++) {
-    const T* from = x + row * width;
-    V sum = all(0.f);
-    for (int64_t d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load(from + d), load(from + d), sum);
-    inverse[row] = 1.f / std::sqrt(_mm512_reduce_add_ps(sum) / width + eps);
-    const V r = all(inverse[row]);
-    for (int64_t d = 0; d < width; d += LANES)
-      store(out + row * width + d, _mm512_mul_ps(load(weight + d), _mm512_mul_ps(load(from + d), r)));
-  }
+void norm_row(const T* from, const float* weight, bf16* out, float* inverse, int64_t width, float eps) {
+  V sum = all(0.f);
+  for (int64_t d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load(from + d), load(from + d), sum);
+  *inverse = 1.f / std::sqrt(_mm512_reduce_add_ps(sum) / width + eps);
+  const V r = all(*inverse);
+  for (int64_t d = 0; d < width; d += LANES) store(out + d, _mm512_mul_ps(load(weight + d), _mm512_mul_ps(load(from + d), r)));
 }
 
 template <typename T>
-void normed_back(const bf16* out, const float* weight, const float* inverse, const bf16* grad, T* grad_x, float* grad_weight,
-                 int64_t rows, int64_t width, int threads) {
+void normed(const T* x, const float* weight, bf16* out, float* inverse, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) norm_row(x + row * width, weight, out + row * width, inverse + row, width, eps);
+}
+
+template <typename T>
+void normed_back(const bf16* out, const float* weight, const float* inverse, const bf16* grad, const float* beside, T* grad_x,
+                 bf16* narrow, float* grad_weight, int64_t rows, int64_t width, int threads) {
   constexpr int64_t PIECE = 128;
   const int64_t pieces = (rows + PIECE - 1) / PIECE;
   Room<float> parts(pieces * width), unweighted(width);
@@ -581,7 +582,10 @@ void normed_back(const bf16* out, const float* weight, const float* inverse, con
         const V slope = load(g + d), value = _mm512_mul_ps(load(normal + d), load(unweighted + d));
         store(part + d, _mm512_fmadd_ps(slope, value, load(part + d)));
         const V inner = _mm512_fnmadd_ps(value, back, _mm512_mul_ps(slope, load(weight + d)));
-        store(grad_x + row * width + d, _mm512_mul_ps(inner, r));
+        V made = _mm512_mul_ps(inner, r);
+        if (beside) made = _mm512_add_ps(made, load(beside + row * width + d));
+        store(grad_x + row * width + d, made);
+        if (narrow) store(narrow + row * width + d, made);
       }
     }
   }
@@ -776,14 +780,14 @@ void answer(const bf16* q, int64_t q_row, int64_t q_head, const bf16* k, int64_t
   }
 }
 
-// out[c][r] = x[r][c]; rows of `out` are `out_stride` apart.
+// out[c][r] = x[r][c]; rows of `out` are `out_stride` apart, up to a block more than there are rows of x, and end with zeros.
 void transposed(const bf16* x, bf16* out, int64_t rows, int64_t columns, int64_t stride, int64_t out_stride, int threads) {
   const int64_t across = up(columns, 32) / 32;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t block = 0; block < up(rows, 32) / 32 * across; block++) {
     const int64_t i = block / across * 32, c = block % across * 32;
     transpose_block(x + i * stride + c, stride, std::min<int64_t>(32, rows - i), std::min<int64_t>(32, columns - c),
-                    out + c * out_stride + i, out_stride);
+                    out + c * out_stride + i, out_stride, std::min<int64_t>(32, out_stride - i));
   }
 }
 
@@ -877,7 +881,7 @@ void crossed(const bf16* a, const bf16* b, float factor, float* out, int64_t add
     for (int64_t first = 0; first < rows; first += 32)
       for (int64_t c = 0; c < m; c += 32)
         transpose_block(a + first * a_stride + c, a_stride, std::min<int64_t>(32, rows - first), std::min<int64_t>(32, m - c),
-                        turned + c * deep + first, deep);
+                        turned + c * deep + first, deep, 32);
 #pragma omp for schedule(static)
     for (int64_t column = 0; column < n; column += PANEL) {
       const __mmask32 given = within(column, n);
@@ -1029,13 +1033,31 @@ void norm_forward(const void* x, const float* weight, bf16* out, float* inverse,
     normed((const bf16*)x, weight, out, inverse, rows, width, eps, threads);
 }
 
-// From what came out, which the next products keep in any case. `grad_x` is as wide as x was, `grad_weight` [width].
-void norm_backward(const bf16* out, const float* weight, const float* inverse, const bf16* grad, void* grad_x,
-                   float* grad_weight, int64_t rows, int64_t width, int64_t wide, int threads) {
+// The same of a sum, which is `sums` then: x in float32 and `more` in bfloat16.
+void norm_of_sum(const float* x, const bf16* more, float* sums, const float* weight, bf16* out, float* inverse, int64_t rows,
+                 int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t at = row * width;
+    for (int64_t d = at; d < at + width; d += LANES) store(sums + d, _mm512_add_ps(load(x + d), load(more + d)));
+    norm_row(sums + at, weight, out + at, inverse + row, width, eps);
+  }
+}
+
+// From what came out, which the next products keep in any case. `grad_x` is as wide as x was, `grad_weight` [width]. If they are
+// given: `beside`, what else came back to x, is added, and `narrow` is `grad_x` in bfloat16.
+void norm_backward(const bf16* out, const float* weight, const float* inverse, const bf16* grad, const float* beside,
+                   void* grad_x, bf16* narrow, float* grad_weight, int64_t rows, int64_t width, int64_t wide, int threads) {
   if (wide)
-    normed_back(out, weight, inverse, grad, (float*)grad_x, grad_weight, rows, width, threads);
+    normed_back(out, weight, inverse, grad, beside, (float*)grad_x, narrow, grad_weight, rows, width, threads);
   else
-    normed_back(out, weight, inverse, grad, (bf16*)grad_x, grad_weight, rows, width, threads);
+    normed_back(out, weight, inverse, grad, beside, (bf16*)grad_x, narrow, grad_weight, rows, width, threads);
+}
+
+// x in float32 plus y in bfloat16; n numbers, a multiple of 16.
+void added(const float* x, const bf16* y, float* out, int64_t n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < n; i += LANES) store(out + i, _mm512_add_ps(load(x + i), load(y + i)));
 }
 
 }  // extern "C"

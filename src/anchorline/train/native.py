@@ -29,7 +29,7 @@ from torch.profiler import record_function
 from anchorline.llm.embedded import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-ffp-contract=off")
 WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
 LANES = 16
 """Numbers of a vector: widths of norms and sizes of gates are multiples of it."""
@@ -193,7 +193,6 @@ class Native:
             return made.zero_() if into is None else made
         packed, rows = self._packed(x, across=True), len(grad) + -len(grad) % WIDE
         across = grad.new_empty((min(grad.shape[1], OUTPUTS), rows))
-        across[:, len(grad) :] = 0
         for start in range(0, grad.shape[1], OUTPUTS):
             part = grad[:, start : start + OUTPUTS]
             self._transpose(part, across)
@@ -337,6 +336,19 @@ class Native:
         self._call("norm_forward", x, weight, out, inverse, *sizes, ctypes.c_float(eps), _wide(x.dtype))
         return out, inverse
 
+    def norm_of_sum(
+        self,
+        x: Float[Tensor, "*rows width"],
+        more: BFloat16[Tensor, "*rows width"],
+        weight: Float[Tensor, " width"],
+        eps: float,
+    ) -> tuple[Float[Tensor, "*rows width"], BFloat16[Tensor, "*rows width"], Float[Tensor, "*rows"]]:
+        """X + more in float32, and what `norm` gives of that; both contiguous, `x` float32."""
+        sums, out, inverse = torch.empty_like(x), torch.empty_like(more), x.new_empty(x.shape[:-1])
+        sizes = (ctypes.c_int64(inverse.numel()), ctypes.c_int64(len(weight)))
+        self._call("norm_of_sum", x, more, sums, weight, out, inverse, *sizes, ctypes.c_float(eps))
+        return sums, out, inverse
+
     def norm_backward(
         self,
         out: BFloat16[Tensor, "*rows width"],
@@ -344,13 +356,26 @@ class Native:
         inverse: Float[Tensor, "*rows"],
         grad: BFloat16[Tensor, "*rows width"],
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients in x, which was of `dtype`, and in weight, none of which is 0: from what came out."""
+        *,
+        beside: Float[Tensor, "*rows width"] | None = None,
+        narrow: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients in x, which was of `dtype`, and in weight, none of which is 0: from what came out.
+
+        What else came back to x, `beside`, is added; with `narrow` the gradient in x is there in bfloat16 as well.
+        """
         of_x, of_weight = torch.empty_like(out, dtype=dtype), torch.empty_like(weight)
+        of_more = torch.empty_like(out) if narrow else None
         sizes = (ctypes.c_int64(inverse.numel()), ctypes.c_int64(len(weight)))
-        given = (out, weight, inverse, grad.contiguous(), of_x, of_weight)
-        self._call("norm_backward", *given, *sizes, _wide(dtype))
-        return of_x, of_weight
+        given = (out, weight, inverse, grad.contiguous(), None if beside is None else beside.contiguous())
+        self._call("norm_backward", *given, of_x, of_more, of_weight, *sizes, _wide(dtype))
+        return of_x, of_weight, of_more
+
+    def added(self, x: Float[Tensor, "*shape"], y: BFloat16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """X + y in float32, both contiguous; the last dimension is a multiple of `LANES`."""
+        out = torch.empty_like(x)
+        self._call("added", x, y, out, ctypes.c_int64(x.numel()))
+        return out
 
     def _call(self, name: str, *arguments: Tensor | ctypes.Structure | ctypes.c_int64 | ctypes.c_float | None) -> None:
         given = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]

@@ -65,4 +65,4 @@ def _rotate(
     if compiled is None or not plain or not formats or q.device.type != "cpu":
         return before(q, k, cos, sin, *more, **named)
     angles = cos[0].contiguous(), sin[0].contiguous()
-    return tuple(_Rotated.apply(compiled, x[0], *angles)[None] for x in (q, k))  # pyright: ignore[reportOptionalSubscript]
+    return tuple(_Rotated.apply(compiled, x.squeeze(0), *angles).unsqueeze(0) for x in (q, k))  # pyright: ignore[reportOptionalMemberAccess]
