@@ -392,7 +392,13 @@ def test_a_norm_of_a_sum_is_that_of_torchs_sum_and_gives_back_what_else_came(com
     assert all(map(torch.equal, (out, inverse), compiled.norm(x + more, weight, 1e-6)))
     alone, of_weight, none = compiled.norm_backward(out, weight, inverse, toward, torch.float32)
     of_x, again, narrow = compiled.norm_backward(
-        out, weight, inverse, toward, torch.float32, beside=beside.transpose(0, 1).contiguous().transpose(0, 1), narrow=True
+        out,
+        weight,
+        inverse,
+        toward,
+        torch.float32,
+        beside=beside.transpose(0, 1).contiguous().transpose(0, 1),
+        narrow=True,
     )
     assert none is None and torch.equal(again, of_weight)
     assert torch.equal(of_x, alone + beside) and torch.equal(narrow, of_x.bfloat16())

@@ -39,6 +39,8 @@ TINY = 1e-30
 """What a norm's weight has to be away from 0, so that it can be divided out again."""
 USUAL_NORM = LlamaRMSNorm.forward
 """weight · x / rms(x), which most architectures have written the same way."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""What a module's call runs beside its forward: a norm with any of them is called."""
 USUAL_LAYER = LlamaDecoderLayer.forward
 """Likewise: the stream of states, to which attention and activation, each behind a norm, are added."""
 
@@ -150,6 +152,8 @@ def computing_again(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[None
     # a checkpointed layer frees what the product would be made of again
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in modules)
     norms = {m: _usual(type(m), USUAL_NORM) and bool(m.weight.abs().min() > TINY) for m in modules if is_norm(m)}
+    passed = {m for m, usual in norms.items() if usual and not any(getattr(m, hooks) for hooks in HOOKS)}
+    sums = dtype == torch.bfloat16 and not checkpointed  # the layer's own forward is what is checkpointed
     with ExitStack() as stack:
         for module in modules:
             instead = None
@@ -157,9 +161,8 @@ def computing_again(modules: Sequence[Any], dtype: torch.dtype) -> Iterator[None
                 instead = partial(_norm, module, module.forward, dtype, norms[module])
             elif type(module).forward.__code__.co_names == GATED:
                 instead = partial(_gated, module, checkpointed)
-            elif _usual(type(module), USUAL_LAYER) and not checkpointed and dtype == torch.bfloat16:
-                if norms.get(module.input_layernorm) and norms.get(module.post_attention_layernorm):
-                    instead = partial(_layer, module, module.forward)
+            elif sums and _usual(type(module), USUAL_LAYER) and passed.issuperset(_norms_of(module)):
+                instead = partial(_layer, module, module.forward)
             if instead is not None:
                 vars(module)["forward"] = instead
                 stack.callback(vars(module).pop, "forward")
@@ -189,11 +192,15 @@ def _layer(module: Any, forward: Callable[..., Tensor], hidden_states: Tensor, *
     compiled = _native_for(hidden_states) if hidden_states.dtype == torch.float32 else None
     if compiled is None:
         return forward(hidden_states, **named)
-    x, first, second = hidden_states.contiguous(), module.input_layernorm, module.post_attention_layernorm
+    x, (first, second) = hidden_states.contiguous(), _norms_of(module)
     x, normed = _NormedStream.apply(compiled, x, None, first.weight.float(), first.variance_epsilon)  # pyright: ignore[reportGeneralTypeIssues]
     more = module.self_attn(hidden_states=normed, **named)[0].bfloat16().contiguous()
     x, normed = _NormedStream.apply(compiled, x, more, second.weight.float(), second.variance_epsilon)  # pyright: ignore[reportGeneralTypeIssues]
     return _Added.apply(compiled, x, module.mlp(normed).bfloat16().contiguous())  # pyright: ignore[reportReturnType]
+
+
+def _norms_of(layer: Any) -> tuple[Any, Any]:
+    return layer.input_layernorm, layer.post_attention_layernorm
 
 
 def _gated(module: Any, checkpointed: bool, x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 //
 // Needs AVX512 with bfloat16; with AMX its tiles are used. native.py compiles this file for the machine that it runs on,
 // and says what each function's arguments are. Every result is the same for any number of threads: each piece of it is
-// computed by one thread, and sums over pieces are added up in a fixed order.
+// computed by one thread, and sums over pieces are added up in a fixed order. The compiler is told to join no product and sum
+// by itself, so that numbers are rounded where it says so here.
 //
 // Attention keeps queries in lanes: scores are made transposed [keys, queries], so that softmax goes down the rows, a
 // vector of queries at a time. Products take their second factor in pairs of rows, interleaved ("paired": [k/2][n][2]), as
