@@ -212,6 +212,16 @@ def test_a_linear_layer_and_a_transposition_are_torchs(compiled, rows, inputs, o
     assert torch.equal(compiled.transposed(draw(inputs, rows).T), draw(inputs, rows).T.T)
 
 
+def test_a_weight_of_another_width_is_refused(compiled):
+    x, narrow, wide = draw(8, 64), draw(32, 32), draw(32, 64)
+    up = draw(32, 16)
+    with pytest.raises(ValueError, match=r"expected a weight \[outputs, 64\] for inputs \[8, 64\], got \[32, 32\]"):
+        compiled.linear(x, narrow)
+    for weight, down in ((narrow, draw(16, 64)), (wide, draw(16, 32))):
+        with pytest.raises(ValueError, match="expected a weight"):
+            compiled.adapted(x, weight, None, down, up, 1.0)
+
+
 def test_a_weight_that_does_not_change_is_packed_once(compiled, calls):
     x, weight, other = draw(300, 96), draw(160, 96, seed=1), draw(40, 96, seed=2)
     truth = [compiled.linear(x, w) for w in (weight, other)]

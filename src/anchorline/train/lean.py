@@ -39,10 +39,10 @@ TINY = 1e-30
 """What a norm's weight has to be away from 0, so that it can be divided out again."""
 USUAL_NORM = LlamaRMSNorm.forward
 """weight · x / rms(x), which most architectures have written the same way."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""What a module's call runs beside its forward: a norm with any of them is called."""
 USUAL_LAYER = LlamaDecoderLayer.forward
 """Likewise: the stream of states, to which attention and activation, each behind a norm, are added."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""What a module's call runs beside its forward: a norm with any of them is called."""
 
 
 class _Again(torch.autograd.Function):
@@ -188,10 +188,10 @@ def _layer_norm(module: torch.nn.LayerNorm, x: Tensor) -> Tensor:
     return layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 
 
-def _layer(module: Any, forward: Callable[..., Tensor], hidden_states: Tensor, **named: Any) -> Tensor:
+def _layer(module: Any, forward: Callable[..., Tensor], hidden_states: Tensor, *rest: Any, **named: Any) -> Tensor:
     compiled = _native_for(hidden_states) if hidden_states.dtype == torch.float32 else None
-    if compiled is None:
-        return forward(hidden_states, **named)
+    if compiled is None or rest:
+        return forward(hidden_states, *rest, **named)
     x, (first, second) = hidden_states.contiguous(), _norms_of(module)
     x, normed = _NormedStream.apply(compiled, x, None, first.weight.float(), first.variance_epsilon)  # pyright: ignore[reportGeneralTypeIssues]
     more = module.self_attn(hidden_states=normed, **named)[0].bfloat16().contiguous()

@@ -164,7 +164,13 @@ class Native:
         *,
         out: BFloat16[Tensor, "rows outputs"] | None = None,
     ) -> BFloat16[Tensor, "rows outputs"]:
-        """X @ weightᵀ + bias. The sums of a row do not hang on how many rows there are."""
+        """X @ weightᵀ + bias. The sums of a row do not hang on how many rows there are.
+
+        Raises:
+            ValueError: the weight is not as wide as x, as torch would find as well.
+
+        """
+        _fits(x, weight)
         out = x.new_empty((len(x), len(weight))) if out is None else out
         return self._product(x, self._packed(weight, across=False), bias, out)
 
@@ -209,7 +215,14 @@ class Native:
         up: BFloat16[Tensor, "outputs rank"],
         factor: float,
     ) -> tuple[BFloat16[Tensor, "rows outputs"], BFloat16[Tensor, "rows rank"]]:
-        """X @ weightᵀ + factor · (x @ downᵀ) @ upᵀ + bias, and x @ downᵀ."""
+        """X @ weightᵀ + factor · (x @ downᵀ) @ upᵀ + bias, and x @ downᵀ.
+
+        Raises:
+            ValueError: a weight is not as wide as x.
+
+        """
+        _fits(x, weight)
+        _fits(x, down)
         x, (rank, inputs) = _rows(x), down.shape
         inner, out = x.new_empty((len(x), rank)), x.new_empty((len(x), len(weight)))
         given = (
@@ -432,6 +445,11 @@ def _compiled(compiler: list[str]) -> Path:
 def _rows(x: Tensor) -> Tensor:
     """The same, with rows in one piece."""
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _fits(x: Tensor, weight: Tensor) -> None:
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"expected a weight [outputs, {x.shape[1]}] for inputs {[*x.shape]}, got {[*weight.shape]}")
 
 
 def _wide(dtype: torch.dtype) -> ctypes.c_int64:
