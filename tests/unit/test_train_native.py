@@ -287,30 +287,85 @@ def test_a_layer_with_an_adapter_is_its_products(compiled, threads, rows, rank, 
     assert all(torch.allclose(now, before + 1, atol=1e-5) for now, before in zip(into, back[2:], strict=True))
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.3])
-@pytest.mark.parametrize(("rows", "words"), [(9, 4999), (3, 16), (1, 5), (0, 40)])
-def test_a_tokens_log_prob_and_its_gradient_are_softmaxs(compiled, threads, rows, words, factor):
-    x, targets = 4 * draw(rows, words), torch.arange(rows) * 7 % words
-    wide = x.double().requires_grad_()
+@pytest.mark.parametrize("factor", [1.0, 0.3, -2.0])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "words"),
+    [(9, 96, 4999), (300, 40, 2080), (3, 32, 16), (1, 7, 5), (0, 32, 40), (4, 2100, 70), (2, 9, 1)],
+)
+def test_a_tokens_log_prob_and_its_gradient_are_softmaxs_of_scores_that_are_not_rounded(
+    compiled, threads, rows, inputs, words, factor
+):
+    x, weight, targets = (
+        draw(rows, inputs),
+        3 / inputs**0.5 * draw(words, inputs, seed=1),
+        torch.arange(rows) * 7 % words,
+    )
+    wide = (x.double() @ weight.double().T).requires_grad_()
     truth = (factor * wide).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     truth.sum().backward()
     assert wide.grad is not None
-    for count in (1, 2):
+    found = []
+    for count in (1, 2, 3):
         threads(count)
-        made, logps = x.clone(), torch.full((rows,), torch.nan)
-        compiled.token_logps(made, targets, logps, factor, back=False)
-        assert torch.equal(made, x) and torch.allclose(logps.double(), truth, atol=1e-5)
-        compiled.token_logps(made, targets, logps, factor, back=True)
-        assert torch.allclose(logps.double(), truth, atol=1e-5)
-        assert torch.allclose(made.double(), wide.grad, rtol=2**-8, atol=1e-9)
+        for grad in (None, torch.full((rows, words), torch.nan, dtype=torch.bfloat16)):
+            logps = torch.full((rows,), torch.nan)
+            compiled.token_logps(x, weight, targets, logps, factor, grad=grad)
+            assert torch.allclose(logps.double(), truth, rtol=1e-5, atol=2e-5), "with scores in bfloat16: to 1e-2"
+            assert bool((logps <= 0).all())
+            found.append((logps, grad))
+    assert all(torch.equal(logps, found[0][0]) for logps, _ in found)
+    assert all(torch.equal(grad, found[1][1]) for _, grad in found[1::2])
+    if found[1][1].numel():  # the scores that share out what the target lacks are kept in bfloat16, less the target's
+        grad, place = found[1][1].double(), targets[:, None]
+        assert float(((grad - wide.grad).norm(dim=-1) / (wide.grad.norm(dim=-1) + 1e-6)).max()) < 0.05
+        assert torch.allclose(grad.gather(-1, place), wide.grad.gather(-1, place), rtol=2**-8)
+
+
+@pytest.mark.parametrize("away", [50.0, 90.0, 1e3, -1e3])
+def test_scores_far_from_the_targets_neither_overflow_nor_vanish(compiled, away):
+    weight = torch.zeros(3000, 32)
+    weight[:, 0] = torch.linspace(0, 1, 3000)
+    weight[7, 0], weight[2999, 0] = 0.0, 1.0
+    x, targets = torch.zeros(2, 32).bfloat16(), torch.tensor([7, 2999])
+    x[:, 0] = away
+    logps, grad = torch.zeros(2), torch.zeros(2, 3000).bfloat16()
+    compiled.token_logps(x, weight.bfloat16(), targets, logps, grad=grad)
+    scores = x.double() @ weight.bfloat16().double().T
+    truth = scores.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    assert torch.allclose(logps.double(), truth, rtol=0, atol=2e-7 * abs(away))
+    assert torch.allclose(grad.double().sum(-1), torch.zeros(2).double(), atol=2**-8), (
+        "what the target gains the others lose"
+    )
+    expected = -torch.expm1(truth)
+    assert torch.allclose(grad.double().gather(-1, targets[:, None])[:, 0], expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize("above", [4.0, 12.0, 20.0, 60.0])
+def test_a_token_that_is_all_but_certain_keeps_what_it_lacks(compiled, above):
+    weight, targets = 0.01 * draw(3000, 64, seed=1), torch.tensor([5, 2999])
+    x = torch.zeros(2, 64).bfloat16()
+    for row, target in enumerate(targets):
+        own = slice(32 * row, 32 * row + 32)
+        weight[target, own], x[row, own] = 1.0, above / 32
+    logps, grad = torch.zeros(2), torch.zeros(2, 3000).bfloat16()
+    compiled.token_logps(x, weight, targets, logps, grad=grad)
+    scores = x.double() @ weight.double().T
+    others = (scores - scores.gather(-1, targets[:, None])).exp().scatter(-1, targets[:, None], 0.0)
+    truth = -others.sum(-1).log1p()  # a log-softmax in float64 would lose it among the sum's 1
+    assert bool((logps <= 0).all()) and torch.allclose(logps.double(), truth, rtol=1e-4, atol=1e-30)
+    lacks = grad.double().gather(-1, targets[:, None])[:, 0]
+    assert torch.allclose(lacks, -torch.expm1(truth), rtol=2**-8, atol=1e-30)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_score_that_is_no_number_shows(compiled, bad):
-    x, logps = draw(2, 40), torch.zeros(2)
-    x[1, 39] = bad
-    compiled.token_logps(x, torch.tensor([3, 4]), logps, back=True)
-    assert logps.isnan().tolist() == [False, True]
+    x, weight, logps = draw(3, 32), draw(40, 32, seed=1), torch.zeros(3)
+    x[1, 31] = bad
+    compiled.token_logps(x, weight, torch.tensor([3, 4, 5]), logps, grad=torch.zeros(3, 40).bfloat16())
+    assert logps.isnan().tolist() == [False, True, False]
+    weight[39, 31] = torch.nan  # of one word that is nobody's target
+    compiled.token_logps(draw(3, 32), weight, torch.tensor([3, 4, 5]), logps)
+    assert not logps.isfinite().any()
 
 
 @pytest.mark.parametrize("threads_", [1, 2, 3])

@@ -5,14 +5,14 @@ factor, a soft cap. The gradient of one token's log-prob in its states is W[y] -
 frozen, that row is formed in the forward, with the softmax at hand, and only scaled in the backward: the scores are
 never computed twice. Where it is trained, each token's weight in the loss is needed, which is known in the backward
 only. What the last chunk, often the only one, has by then stays in its memory; the others' scores are computed again, so
-that never more than a chunk is held.
+that never more than a chunk is held. native.cpp makes the log-probs of a plain head from float32 sums as they arise.
 
 >>> logps = token_logps(hidden, head.weight, targets)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,10 +61,10 @@ class _TokenLogps(torch.autograd.Function):
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
         room = _Room.of(len(targets_R), matrices[0])
         multiply = tiled if made_here(matrices[0], matrices[0].dtype) else _whole
-        head, pieces = _Head(how, targets_R, states, matrices, bias_V), _pieces_to(len(targets_R), len(room.products))
+        head = _Head(how, targets_R, states, matrices, bias_V, multiply)
+        pieces = _pieces_to(len(targets_R), len(room.products))
         for chunk in pieces:
-            products_CV = multiply(states[0][chunk], matrices[0], out=room.products[: chunk.stop - chunk.start])
-            head.scored(chunk, products_CV, room, logps_R, back=ahead or (ctx.trained and chunk is pieces[-1]))
+            products_CV = head.scored(chunk, room, logps_R, back=ahead or (ctx.trained and chunk is pieces[-1]))
             for number, row_RD in enumerate(rows):
                 row_RD[chunk] = toward_inputs(products_CV, matrices[number])
         ctx.products = room.products if ctx.trained else None
@@ -86,13 +86,12 @@ class _TokenLogps(torch.autograd.Function):
         kept, ctx.products = ctx.products, None  # once: another backward finds nothing there
         room = _Room.of(len(targets_R), matrices[0], kept)
         grad_bias = None if bias_V is None else room.scores.new_zeros(bias_V.shape)
-        head = _Head(ctx.how, targets_R, states, matrices, bias_V)
+        head = _Head(ctx.how, targets_R, states, matrices, bias_V, _whole)
         *first, last = _pieces_to(len(targets_R), len(room.products)) or [slice(0, 0)]
         for number, chunk in enumerate((last, *first)):
             products_CV = room.products[: chunk.stop - chunk.start]
             if number or kept is None:
-                _whole(states[0][chunk], matrices[0], out=products_CV)
-                head.scored(chunk, products_CV, room, torch.empty_like(grad_R), back=True)
+                head.scored(chunk, room, torch.empty_like(grad_R), back=True)
             for place, (x_RD, matrix_VD) in enumerate(zip(states, matrices, strict=True)):
                 of_state = grad_states[place]
                 if of_state is not None:
@@ -143,16 +142,17 @@ class _Head(NamedTuple):
     states: Sequence[Tensor]
     matrices: Sequence[Tensor]
     bias_V: Tensor | None
+    multiply: Callable[..., Tensor]
 
-    def scored(self, chunk: slice, products_CV: Tensor, room: _Room, logps_R: Tensor, *, back: bool) -> None:
-        """The log-probs of a chunk's tokens, from the first matrix's products; with `back` their gradient in the products is
-        left in the products' place.
-        """
+    def scored(self, chunk: slice, room: _Room, logps_R: Tensor, *, back: bool) -> Tensor:
+        """The log-probs of a chunk's tokens; returns the products' place, where with `back` the gradient in the products is."""
+        products_CV, (x_RD, matrix_VD) = room.products[: chunk.stop - chunk.start], (self.states[0], self.matrices[0])
         plain = self.bias_V is None and self.how.cap is None and len(self.matrices) == 1
         if plain and (compiled := native_for(products_CV)) is not None:
-            targets = self.targets_R[chunk].contiguous()
-            compiled.token_logps(products_CV, targets, logps_R[chunk], self.how.factor, back=back)
-            return
+            given = (x_RD[chunk], matrix_VD, self.targets_R[chunk].contiguous(), logps_R[chunk], self.how.factor)
+            compiled.token_logps(*given, grad=products_CV if back else None)
+            return products_CV
+        self.multiply(x_RD[chunk], matrix_VD, out=products_CV)
         for inner, block in _pieces_within(chunk, len(room.scores)):
             y_B1 = self.targets_R[block, None]
             scores_BV = self._scores(block, products_CV[inner], room)
@@ -162,6 +162,7 @@ class _Head(NamedTuple):
             logps_R[block] = (wanted_B1 + probs_BV.amax(-1, keepdim=True).log()).squeeze(-1)
             if back:
                 products_CV[inner].copy_(_toward(self.how, y_B1, scores_BV, probs_BV))
+        return products_CV
 
     def _scores(self, block: slice, products_BV: Tensor, room: _Room) -> Tensor:
         """[B, V] in float32 (float64)."""

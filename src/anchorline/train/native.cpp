@@ -42,6 +42,8 @@ inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 inline V widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 inline V load(const bf16* p) { return widened(_mm256_loadu_si256((const __m256i*)p)); }
+inline __mmask16 first_of(int64_t count) { return count < LANES ? (1u << count) - 1 : 0xffff; }
+inline V load_some(const bf16* p, int64_t count) { return widened(_mm256_maskz_loadu_epi16(first_of(count), p)); }  // the rest: 0
 inline __m256i narrow(V x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 inline void store(bf16* p, V x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }
@@ -210,6 +212,14 @@ inline void interleave(const bf16* one, const bf16* two, __mmask32 given, bf16* 
 // The columns of a panel that are there.
 inline __mmask32 within(int64_t column, int64_t columns) {
   return column + PANEL <= columns ? ~0u : (1u << (columns - column)) - 1;
+}
+
+// Those of a row; a whole one past the caches, which would read the line first.
+inline void write(bf16* to, __mmask32 given, __m512i panel) {
+  if (given == ~0u && (uintptr_t)to % 64 == 0)
+    _mm512_stream_si512((__m512i*)to, panel);
+  else
+    _mm512_mask_storeu_epi16(to, given, panel);
 }
 
 // Rows [rows, width], rows even, to pairs of rows: [rows / 2][width][2].
@@ -595,16 +605,17 @@ void normed_back(const bf16* out, const float* weight, const float* inverse, con
     for (int64_t d = 0; d < width; d++) grad_weight[d] += parts[piece * width + d];
 }
 
-// x · weightᵀ + factor · y · otherᵀ, as `linear` says; `write(first row, rows, first column, sums [rows, PANEL])` takes it. x goes
-// by in pieces of its width that stay in a core's cache while all its panels pass.
-template <class Write>
+// x · weightᵀ + factor · y · otherᵀ, as `linear` says; `take(first row, rows, first column, sums [rows, PANEL])` takes it, for as many
+// panels as go `together` in one thread and in their order. x goes by in pieces of its width that stay in a core's cache while all
+// its panels pass.
+template <class Take>
 void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other, float factor, int64_t rows, int64_t inputs,
-             int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int threads, const Write& write) {
+             int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int64_t together, int threads, const Take& take) {
   constexpr int64_t ROWS = 256, SHARES = 8;
   const int64_t deep = up(inputs, 32), thin = up(more, 32), panels = up(outputs, PANEL) / PANEL;
-  const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1);
-  const int64_t groups = std::min(panels, up(SHARES * threads, blocks) / blocks);  // of panels, so that no thread waits long
-  const int64_t held = deep > DEEP ? up(panels, groups) / groups : 1;              // panels whose sums wait for the next piece
+  const int64_t blocks = std::max<int64_t>(up(rows, ROWS) / ROWS, 1), units = up(panels, together) / together;
+  const int64_t groups = std::min(units, up(SHARES * threads, blocks) / blocks);  // of units, so that no thread waits long
+  const int64_t held = deep > DEEP ? up(units, groups) / groups * together : 1;   // panels whose sums wait for the next piece
   // rows [from, count) of x, filled up with zeros to whole tiles
   const auto fill = [](const bf16* x, int64_t stride, int64_t from, int64_t count, int64_t width, int64_t wide, bf16* to) {
     for (int64_t i = from; i < up(count, TALL); i++, to += wide) {
@@ -621,7 +632,8 @@ void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * groups; task++) {
       const int64_t first = task / groups * ROWS, group = task % groups, count = std::min(ROWS, rows - first);
-      const int64_t from_panel = panels * group / groups, to_panel = panels * (group + 1) / groups;
+      const int64_t from_panel = units * group / groups * together;
+      const int64_t to_panel = std::min(panels, units * (group + 1) / groups * together);
       const bf16* from = x + first * stride;
       // rows that are read where they lie, and those that are filled up
       const int64_t there = inputs == deep ? count / TALL * TALL : 0, left = up(count, TALL) - there;
@@ -641,7 +653,7 @@ void product(const bf16* x, const bf16* packed, const bf16* y, const bf16* other
           multiply(from + at, stride, own, PANEL, sum, PANEL, there, PANEL, up(std::min(piece, inputs - at), STEP), y || at);
           multiply(filled + at, deep, own, PANEL, sum + there * PANEL, PANEL, left, PANEL, up(std::min(piece, inputs - at), STEP),
                    y || at);
-          if (at + piece == deep) write(first, count, panel * PANEL, sum);
+          if (at + piece == deep) take(first, count, panel * PANEL, sum);
         }
       }
       _mm_sfence();  // other threads read what went past the caches
@@ -826,7 +838,7 @@ void pack(const bf16* weight, bf16* packed, int64_t inputs, int64_t outputs, int
 void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* y, const bf16* other, float factor, bf16* out,
             int64_t rows, int64_t inputs, int64_t outputs, int64_t stride, int64_t more, int64_t y_stride, int64_t out_stride,
             int threads) {
-  product(x, packed, y, other, factor, rows, inputs, outputs, stride, more, y_stride, threads,
+  product(x, packed, y, other, factor, rows, inputs, outputs, stride, more, y_stride, 1, threads,
           [&](int64_t first, int64_t count, int64_t column, const float* sums) {
             const __mmask32 given = within(column, outputs);
             V added[2] = {all(0.f), all(0.f)};
@@ -840,11 +852,7 @@ void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* y, 
               bf16* to = out + (first + i) * out_stride + column;
               const __m512i made = (__m512i)_mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_load_ps(sum + LANES), added[1]),
                                                                 _mm512_add_ps(_mm512_load_ps(sum), added[0]));
-              if (given == ~0u && (uintptr_t)to % 64 == 0) {
-                _mm512_stream_si512((__m512i*)to, made);  // past the caches, which would read the line first
-              } else {
-                _mm512_mask_storeu_epi16(to, given, made);
-              }
+              write(to, given, made);
             }
           });
 }
@@ -852,7 +860,7 @@ void linear(const bf16* x, const bf16* packed, const bf16* bias, const bf16* y, 
 // out (+)= x · weightᵀ in float32, out [rows, outputs] in one piece: a weight's gradient, x being what came back, transposed.
 void linear_wide(const bf16* x, const bf16* packed, float* out, int64_t add, int64_t rows, int64_t inputs, int64_t outputs,
                  int64_t stride, int threads) {
-  product(x, packed, nullptr, nullptr, 1.f, rows, inputs, outputs, stride, 0, 0, threads,
+  product(x, packed, nullptr, nullptr, 1.f, rows, inputs, outputs, stride, 0, 0, 1, threads,
           [&](int64_t first, int64_t count, int64_t column, const float* sums) {
             const __mmask32 given = within(column, outputs);
             for (int64_t i = 0; i < count; i++)
@@ -932,51 +940,83 @@ void adapted_backward(const bf16* grad, const bf16* x, const bf16* inner, const 
   crossed(inner, grad, factor, of_rise, add_rise, true, rows, rank, outputs, rank, grad_stride, threads);
 }
 
-// Of each row of scores, factor · x [rows, words], the log of its softmax at the row's target; with `back` the gradient of that in
-// x, factor · (1 at the target − softmax), in the place of x.
-void token_logps(bf16* x, const int64_t* targets, float* logps, int64_t rows, int64_t words, float factor, int64_t back,
-                 int threads) {
+// Of each row of scores, factor · x · weightᵀ [rows, words], the log of its softmax at the row's target, from the products' float32
+// sums: in bfloat16 a score of 20 is off by up to 0.06, which over an answer's tokens makes half a nat. The weight is given packed
+// and by rows. If `grad` [rows, words] is given, it becomes the log's gradient in x · weightᵀ, factor · (1 at the target − softmax);
+// until then it holds the others' scores, less the target's, so that those that count are close to 0 and little is lost. Powers and
+// logs are of 2.
+void token_logps(const bf16* x, const bf16* packed, const bf16* weight, const int64_t* targets, float* logps, bf16* grad,
+                 int64_t rows, int64_t inputs, int64_t words, int64_t stride, int64_t weight_stride, float factor, int threads) {
+  constexpr int64_t PANELS = 32, SPAN = PANELS * PANEL;  // words whose powers are added up in one place
+  constexpr float ROOM = 60.f;                           // how far above its base a span's power may be
+  const int64_t spans = up(words, SPAN) / SPAN;
+  const V unit = all(factor * LOG2E);
+  Room<float> wanted(rows), bases(spans * rows), powers(spans * rows * LANES);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    const bf16 *own = x + row * stride, *of_target = weight + targets[row] * weight_stride;
+    V sum = all(0.f);
+    for (int64_t i = 0; i < inputs; i += LANES)
+      sum = _mm512_fmadd_ps(load_some(own + i, inputs - i), load_some(of_target + i, inputs - i), sum);
+    wanted[row] = _mm512_reduce_add_ps(sum) * factor * LOG2E;
+  }
+  product(x, packed, nullptr, nullptr, 1.f, rows, inputs, words, stride, 0, 0, PANELS, threads,
+          [&](int64_t first, int64_t count, int64_t column, const float* sums) {
+            const __mmask32 given = within(column, words);
+            const __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            float *base = bases + column / SPAN * rows + first, *power = powers + (column / SPAN * rows + first) * LANES;
+            for (int64_t i = 0; i < count; i++) {
+              if (column % SPAN == 0) base[i] = 0.f, _mm512_store_ps(power + i * LANES, all(0.f));
+              const __m512i target = _mm512_set1_epi32((int)(targets[first + i] - column));
+              V score[2];
+              for (int half = 0; half < 2; half++) {
+                const V sum = _mm512_load_ps(sums + i * PANEL + half * LANES);
+                const __mmask16 other = _mm512_cmpneq_epi32_mask(target, _mm512_add_epi32(place, _mm512_set1_epi32(half * LANES)));
+                const V less = _mm512_fmsub_ps(sum, unit, all(wanted[first + i]));
+                score[half] = _mm512_mask_mov_ps(all(-INFINITY), other & (given >> (half * LANES)), less);
+              }
+              const V top = _mm512_max_ps(score[0], score[1]);
+              V before = _mm512_load_ps(power + i * LANES);
+              if (_mm512_cmp_ps_mask(top, all(base[i] + ROOM), _CMP_GT_OQ)) {
+                const float next = _mm512_reduce_max_ps(top);
+                before = _mm512_mul_ps(before, exp2(all(base[i] - next)));
+                base[i] = next;
+              }
+              const V more = _mm512_add_ps(exp2(_mm512_sub_ps(score[0], all(base[i]))), exp2(_mm512_sub_ps(score[1], all(base[i]))));
+              _mm512_store_ps(power + i * LANES, _mm512_add_ps(before, more));
+              if (grad)
+                write(grad + (first + i) * words + column, given, (__m512i)_mm512_cvtne2ps_pbh(score[1], score[0]));
+            }
+          });
 #pragma omp parallel num_threads(threads)
   {
     constexpr int64_t TOGETHER = 4;  // sums, so that none waits for the one before
-    Room<float> powers(up(words, LANES));
+    Room<float> shares(grad ? up(words, TOGETHER * LANES) : 0);
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-      bf16* own = x + row * words;
-      const int64_t whole = words / LANES * LANES;
-      const __mmask16 rest = (1u << (words - whole)) - 1;
-      const auto score = [&](int64_t at) { return _mm512_mul_ps(load(own + at), all(factor)); };
-      const auto last = [&] {
-        const V there = widened(_mm256_maskz_loadu_epi16(rest, own + whole));
-        return _mm512_mask_mul_ps(all(-INFINITY), rest, there, all(factor));
-      };
-      V most = last();
-      for (int64_t at = 0; at < whole; at += LANES) most = _mm512_max_ps(most, score(at));
-      const float top = _mm512_reduce_max_ps(most);
+      float top = 0.f, sum = 0.f;
+      for (int64_t span = 0; span < spans; span++) top = std::max(top, bases[span * rows + row]);
+      for (int64_t span = 0; span < spans; span++)
+        sum += _mm512_reduce_add_ps(_mm512_load_ps(powers + (span * rows + row) * LANES)) * std::exp2(bases[span * rows + row] - top);
+      // with the target's own power, which is 1: among it a small sum would vanish, and it among a large one
+      const float log = top > 0 ? -top - std::log2(sum) : -std::log1p(sum) * LOG2E;
+      logps[row] = log / LOG2E;
+      if (!grad) continue;
+      // the others share out what the target lacks: scores in bfloat16 decide how, not how much
+      bf16* own = grad + row * words;
       V sums[TOGETHER] = {all(0.f), all(0.f), all(0.f), all(0.f)};
-      const auto power = [&](V s) { return exp2(_mm512_mul_ps(_mm512_sub_ps(s, all(top)), all(LOG2E))); };
-      for (int64_t at = 0; at < whole; at += LANES) {
-        const V p = power(score(at));
+      for (int64_t at = 0; at < words; at += LANES) {
+        const V share = exp2(_mm512_add_ps(load_some(own + at, words - at), all(log)));
         V& sum = sums[at / LANES % TOGETHER];
-        sum = _mm512_add_ps(sum, p);
-        _mm512_store_ps(powers + at, p);
+        sum = _mm512_add_ps(sum, words - at < LANES ? _mm512_maskz_mov_ps(first_of(words - at), share) : share);
+        _mm512_store_ps(shares + at, share);
       }
-      if (rest) {
-        const V p = _mm512_maskz_mov_ps(rest, power(last()));
-        sums[0] = _mm512_add_ps(sums[0], p);
-        _mm512_store_ps(powers + whole, p);
-      }
-      const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
-      uint32_t bits = (uint32_t)own[targets[row]] << 16;
-      float wanted;
-      std::memcpy(&wanted, &bits, 4);
-      logps[row] = (wanted * factor - top) - std::log(sum);
-      if (!back) continue;
-      const V share = all(-factor / sum);
-      for (int64_t at = 0; at < whole; at += LANES) store(own + at, _mm512_mul_ps(_mm512_load_ps(powers + at), share));
-      if (rest) _mm256_mask_storeu_epi16(own + whole, rest, narrow(_mm512_mul_ps(_mm512_load_ps(powers + whole), share)));
-      const float at_target = factor * (1.f - powers[targets[row]] / sum);
-      own[targets[row]] = _mm256_extract_epi16(narrow(all(at_target)), 0);
+      const float others = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+      const float lacks = -std::expm1(logps[row]);
+      const V each = all(-factor * lacks / others);
+      for (int64_t at = 0; at < words; at += LANES)
+        _mm256_mask_storeu_epi16(own + at, first_of(words - at), narrow(_mm512_mul_ps(_mm512_load_ps(shares + at), each)));
+      own[targets[row]] = _mm256_extract_epi16(narrow(all(factor * lacks)), 0);
     }
   }
 }

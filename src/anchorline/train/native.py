@@ -267,19 +267,28 @@ class Native:
 
     def token_logps(
         self,
-        x: BFloat16[Tensor, "rows words"],
+        x: BFloat16[Tensor, "rows inputs"],
+        weight: BFloat16[Tensor, "words inputs"],
         targets: Int64[Tensor, " rows"],
         out: Float[Tensor, " rows"],
         factor: float = 1.0,
         *,
-        back: bool,
+        grad: BFloat16[Tensor, "rows words"] | None = None,
     ) -> None:
-        """Log softmax(factor · x)[target] of each row, into `out`; with `back` its gradient in x is left in x's place.
+        """Log softmax(factor · x @ weightᵀ)[target] of each row, into `out`, from scores that are never rounded to bfloat16.
 
-        All three are contiguous, and targets are less than the number of words.
+        `grad`, if it is given, becomes its gradient in x @ weightᵀ. It, `targets` and `out` are contiguous, and targets are
+        less than the number of words.
+
+        Raises:
+            ValueError: the weight is not as wide as x.
+
         """
-        sizes = (ctypes.c_int64(len(x)), ctypes.c_int64(x.shape[1]))
-        self._call("token_logps", x, targets, out, *sizes, ctypes.c_float(factor), ctypes.c_int64(back))
+        _fits(x, weight)
+        x, weight = _rows(x), _rows(weight)
+        sizes = map(ctypes.c_int64, (*x.shape, len(weight), x.stride(0), weight.stride(0)))
+        given = (x, self._packed(weight, across=False), weight, targets, out, grad)
+        self._call("token_logps", *given, *sizes, ctypes.c_float(factor))
 
     def _packed(self, weight: Tensor, *, across: bool) -> Tensor:
         """The weight as `linear` reads it; kept beside it where it is known not to change (`unchanging`)."""
