@@ -76,7 +76,10 @@ def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops:
         "peak_share": ours["flops_per_step"] / mean(run["step_s"] for run in own) / peak_flops,
         "max_loss_difference": furthest(ours["losses"], trl["losses"]),
         "trl_own_difference": furthest(runs["trl, rebatched"]["losses"], trl["losses"]),
+        "rms_loss_difference": rms(ours["losses"], trl["losses"]),
+        "trl_own_rms_difference": rms(runs["trl, rebatched"]["losses"], trl["losses"]),
         "from_float32": {n: furthest(runs[n]["losses"], runs[EXACT]["losses"]) for n in CONTENDERS if n != EXACT},
+        "rms_from_float32": {n: rms(runs[n]["losses"], runs[EXACT]["losses"]) for n in CONTENDERS if n != EXACT},
         "ratios": {name: round(ratio, 2) for name, ratio in ratios.items()},
         "pairs_per_s": {name: round(EPOCHS * pairs / took[name], 4) for name in runs if name != EXACT},
         "peak_gb": {name: round(runs[name]["peak_gb"], 2) for name in CONTENDERS},
@@ -86,6 +89,15 @@ def summary(runs: dict[str, dict[str, Any]], job: dict[str, Any], *, peak_flops:
 def furthest(one: Sequence[float], other: Sequence[float]) -> float:
     """The largest difference of two loss curves."""
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def rms(one: Sequence[float], other: Sequence[float]) -> float:
+    """The root mean square of their differences, which hangs less on one step.
+
+    >>> rms([1.0, 1.0], [1.3, 0.6])
+    0.3535533905932738
+    """
+    return mean((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
 
 
 def flops_per_step(job: dict[str, Any], count: Callable[[str], int]) -> float:

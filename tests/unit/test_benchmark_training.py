@@ -93,6 +93,10 @@ def test_the_figures_by_hand(tmp_path):
     assert figures["peak_share"] == pytest.approx(0.25)
     assert figures["max_loss_difference"] == pytest.approx(0.02)
     assert figures["trl_own_difference"] == pytest.approx(0.03)
+    # of two steps the first is equal
+    assert figures["rms_loss_difference"] == pytest.approx(0.02 / 2**0.5)
+    assert figures["trl_own_rms_difference"] == pytest.approx(0.03 / 2**0.5)
+    assert figures["rms_from_float32"]["trl, rebatched"] == pytest.approx(0.02 / 2**0.5)
 
 
 def test_own_pairs_are_of_the_asked_lengths_and_the_answers_differ():
