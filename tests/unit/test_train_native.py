@@ -220,6 +220,8 @@ def test_a_weight_of_another_width_is_refused(compiled):
     for weight, down in ((narrow, draw(16, 64)), (wide, draw(16, 32))):
         with pytest.raises(ValueError, match="expected a weight"):
             compiled.adapted(x, weight, None, down, up, 1.0)
+    with pytest.raises(ValueError, match="expected a weight"):
+        compiled.token_logps(x, narrow, torch.zeros(8, dtype=torch.int64), torch.zeros(8))
 
 
 def test_a_weight_that_does_not_change_is_packed_once(compiled, calls):

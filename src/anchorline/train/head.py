@@ -12,7 +12,7 @@ that never more than a chunk is held. native.cpp makes the log-probs of a plain 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,9 +60,7 @@ class _TokenLogps(torch.autograd.Function):
         rows = [torch.empty_like(x_RD) for x_RD in states] if ahead else []
         logps_R = torch.empty(len(targets_R), dtype=_wide(states[0].dtype), device=targets_R.device)
         room = _Room.of(len(targets_R), matrices[0])
-        multiply = tiled if made_here(matrices[0], matrices[0].dtype) else _whole
-        head = _Head(how, targets_R, states, matrices, bias_V, multiply)
-        pieces = _pieces_to(len(targets_R), len(room.products))
+        head, pieces = _Head(how, targets_R, states, matrices, bias_V), _pieces_to(len(targets_R), len(room.products))
         for chunk in pieces:
             products_CV = head.scored(chunk, room, logps_R, back=ahead or (ctx.trained and chunk is pieces[-1]))
             for number, row_RD in enumerate(rows):
@@ -86,7 +84,7 @@ class _TokenLogps(torch.autograd.Function):
         kept, ctx.products = ctx.products, None  # once: another backward finds nothing there
         room = _Room.of(len(targets_R), matrices[0], kept)
         grad_bias = None if bias_V is None else room.scores.new_zeros(bias_V.shape)
-        head = _Head(ctx.how, targets_R, states, matrices, bias_V, _whole)
+        head = _Head(ctx.how, targets_R, states, matrices, bias_V)
         *first, last = _pieces_to(len(targets_R), len(room.products)) or [slice(0, 0)]
         for number, chunk in enumerate((last, *first)):
             products_CV = room.products[: chunk.stop - chunk.start]
@@ -142,7 +140,6 @@ class _Head(NamedTuple):
     states: Sequence[Tensor]
     matrices: Sequence[Tensor]
     bias_V: Tensor | None
-    multiply: Callable[..., Tensor]
 
     def scored(self, chunk: slice, room: _Room, logps_R: Tensor, *, back: bool) -> Tensor:
         """The log-probs of a chunk's tokens; returns the products' place, where with `back` the gradient in the products is."""
@@ -152,7 +149,8 @@ class _Head(NamedTuple):
             given = (x_RD[chunk], matrix_VD, self.targets_R[chunk].contiguous(), logps_R[chunk], self.how.factor)
             compiled.token_logps(*given, grad=products_CV if back else None)
             return products_CV
-        self.multiply(x_RD[chunk], matrix_VD, out=products_CV)
+        multiply = tiled if made_here(matrix_VD, matrix_VD.dtype) else _whole
+        multiply(x_RD[chunk], matrix_VD, out=products_CV)
         for inner, block in _pieces_within(chunk, len(room.scores)):
             y_B1 = self.targets_R[block, None]
             scores_BV = self._scores(block, products_CV[inner], room)
